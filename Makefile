@@ -1,0 +1,39 @@
+# Every target works on a fresh clone: the virtual environment is made on first use.
+PYTHON ?= python3
+VENV ?= .venv
+EPOCHS ?= 20
+SEEDS ?= 1
+OUT ?= build/gpu
+BIN := $(VENV)/bin
+# The pair the project is tested with; pyproject.toml says what it supports.
+PINS := torch==2.13.0 triton==3.7.1
+
+.PHONY: demo test test-all check bench gpu clean
+
+$(VENV)/ready: pyproject.toml setup.py
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet $(PINS)
+	$(BIN)/pip install --quiet --editable .[test,examples,bench]
+	touch $@
+
+demo: $(VENV)/ready
+	$(BIN)/python examples/forecasting.py --epochs $(EPOCHS) --seeds $(SEEDS)
+
+test: $(VENV)/ready
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: $(VENV)/ready
+	$(BIN)/python -m pytest
+
+check: $(VENV)/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# Needs only a python3 with torch, triton, numpy and pytest: no network, no environment, no install.
+gpu:
+	$(PYTHON) -m benchmarks.gpu --out $(OUT)
+
+clean:
+	rm -rf $(VENV) build *.egg-info

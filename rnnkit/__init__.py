@@ -1,0 +1,31 @@
+"""Drop-in recurrent, layer-norm and causal-convolution layers for PyTorch on fused kernels."""
+
+from . import cells, dispatch, functional
+from .dispatch import backend, explain
+from .layers.cells import GRUCell, LSTMCell, RecurrentCell, RNNCell
+from .layers.conv import CausalConv1d
+from .layers.norm import LayerNorm
+from .layers.rnn import GRU, LSTM, RNN, Recurrent
+from .layers.wavenet import WaveNet, WaveNetBlock
+from .version import __version__
+
+__all__ = [
+    "GRU",
+    "LSTM",
+    "RNN",
+    "CausalConv1d",
+    "GRUCell",
+    "LSTMCell",
+    "LayerNorm",
+    "RNNCell",
+    "Recurrent",
+    "RecurrentCell",
+    "WaveNet",
+    "WaveNetBlock",
+    "__version__",
+    "backend",
+    "cells",
+    "dispatch",
+    "explain",
+    "functional",
+]

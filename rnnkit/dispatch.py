@@ -1,0 +1,200 @@
+"""Which backend runs a problem, and why each other does not.
+
+A backend says in words what it cannot do (`why_not`); what is faster is the order of BACKENDS and,
+for torch.nn's own kernels, the table of `torch_kernels`. Nothing falls back silently: a forced
+backend runs or raises, and a CUDA tensor that lands on the reference warns once.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any, Protocol
+
+import torch
+
+from .cells import find
+from .ops.sequence import Inputs
+
+__all__ = ["BACKENDS", "Decision", "Problem", "backend", "choose", "explain", "find", "recording"]
+
+# In the order of preference: name and module.
+BACKENDS = {
+    "torch": "rnnkit.torch_kernels",
+    "triton": "rnnkit.triton.scan",
+    "reference": "rnnkit.reference.scan",
+}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """All that decides which backend runs: sizes, dtype, device, and whether a gradient is asked.
+
+    `extras` are what only a layer knows ("lengths", "resets", ...); for a bare scan they are None,
+    and backends that run whole layers only say so.
+    """
+
+    cell: str
+    T: int
+    B: int
+    N: int
+    H: int
+    dtype: torch.dtype
+    device: torch.device
+    backward: bool
+    runs: int
+    extras: tuple[str, ...] | None = None
+
+    def __str__(self) -> str:
+        kind = str(self.dtype).removeprefix("torch.")
+        sizes = f"T={self.T} B={self.B} N={self.N} H={self.H}"
+        return f"{self.cell} {sizes} {kind} on {self.device}"
+
+
+class Backend(Protocol):
+    """A module with these functions; `reference.scan` documents shapes."""
+
+    def scan(self, inputs: Inputs) -> Any: ...
+
+    def scan_backward(self, *args: Any) -> Any: ...
+
+    def why_not(self, problem: Problem) -> str | None: ...
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Which backend runs a problem, and the reasons of those before it in the order of preference."""
+
+    problem: Problem
+    backend: str
+    reasons: tuple[tuple[str, str], ...]
+
+
+_forced: str | None = None  # plain, not thread-local: CUDA runs backward in other threads
+_records: list[Decision] | None = None
+_warned: set[str] = set()
+
+
+def load(name: str) -> tuple[Any, str | None]:
+    """A backend's module, or None and the reason why it cannot be imported."""
+    try:
+        return importlib.import_module(BACKENDS[name]), None
+    except ImportError as error:
+        return None, f"{name} cannot be imported: {error}"
+
+
+def why_not(name: str, problem: Problem) -> str | None:
+    """Why the backend of that name cannot run the problem; None if it can."""
+    module, reason = load(name)
+    return reason if module is None else module.why_not(problem)
+
+
+@lru_cache(4096)
+def decide(problem: Problem, forced: str | None) -> Decision:
+    """The first backend that can run the problem, or the forced one; or raises with all reasons."""
+    reasons: list[tuple[str, str]] = []
+    for name in BACKENDS:
+        reason = why_not(name, problem)
+        if reason is None and name == (forced or name):
+            return Decision(problem, name, tuple(reasons))
+        if reason is not None:
+            reasons.append((name, reason))
+    lines = "".join(f"\n  {name}: {reason}" for name, reason in reasons)
+    raise RuntimeError(f"backend {forced!r} cannot run {problem}:{lines}")
+
+
+def problem_of(inputs: Inputs, backward: bool = False) -> Problem:
+    x = inputs.x
+    T, B, N, _, H = x.shape
+    return Problem(inputs.cell, T, B, N, H, x.dtype, x.device, backward, runs=len(inputs.reverse))
+
+
+def choose(inputs: Inputs, backward: bool = False) -> Any:
+    """The module that runs this scan."""
+    return settle(problem_of(inputs, backward))
+
+
+def settle(problem: Problem) -> Any:
+    """The module that runs this problem."""
+    decision = decide(problem, _forced)
+    record(decision)
+    return load(decision.backend)[0]
+
+
+def record(decision: Decision) -> None:
+    problem = decision.problem
+    if _records is not None:
+        # What a layer decided and recorded, its scan decides again.
+        last = replace(_records[-1].problem, extras=None) if _records else None
+        if problem != last:
+            _records.append(decision)
+    if decision.backend == "reference" and problem.device.type == "cuda" and _forced is None:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in decision.reasons)
+        if reasons not in _warned:
+            _warned.add(reasons)
+            warnings.warn(f"{problem} runs on the slow reference: {reasons}", stacklevel=2)
+
+
+def check_name(name: str) -> str:
+    if name not in BACKENDS:
+        raise ValueError(f"unknown backend {name!r}: expected one of {', '.join(BACKENDS)}")
+    return name
+
+
+@contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Runs everything inside on the named backend, or raises with every backend's reasons.
+
+    Names: "torch" (torch.nn's own kernels), "triton", "reference". The environment variable
+    RNNKIT_BACKEND does the same for a whole process. Backward passes count by when they run.
+    """
+    global _forced
+    before, _forced = _forced, check_name(name)
+    try:
+        yield
+    finally:
+        _forced = before
+
+
+@contextmanager
+def recording() -> Iterator[list[Decision]]:
+    """Collects the decision of every scan and every layer call made inside."""
+    global _records
+    before, _records = _records, []
+    try:
+        yield _records
+    finally:
+        _records = before
+
+
+def explain(module: torch.nn.Module, *args: Any, **kwargs: Any) -> None:
+    """Runs a module once and prints which backend ran each scan and why the others did not.
+
+    Any module will do: every rnnkit layer inside it is reported. The call is made without
+    gradients and with the random state put back.
+    """
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices), torch.no_grad(), recording() as decisions:
+        module(*args, **kwargs)
+    for decision in decisions:
+        print(f"{decision.problem}: {decision.backend}")
+        for name in BACKENDS:
+            reason = dict(decision.reasons).get(name) or why_not(name, decision.problem)
+            if name != decision.backend:
+                print(f"  not {name}: {reason or 'comes later in the order of preference'}")
+
+
+def plain_arithmetic(device: torch.device) -> AbstractContextManager[Any]:
+    """An operator computes in its arguments' dtypes: autocast must not reach inside."""
+    if torch.is_autocast_enabled(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
+
+
+if "RNNKIT_BACKEND" in os.environ:
+    _forced = check_name(os.environ["RNNKIT_BACKEND"])

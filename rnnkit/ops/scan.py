@@ -1,0 +1,267 @@
+"""`rnnkit::scan` and `rnnkit::scan_backward`: the only recurrent operator, for every cell.
+
+Dimensions: T time, B batch, N groups, G gates, H units of a group, S states of the cell, P rows of
+its own parameters, E masks of a step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import dispatch
+from ..reference import scan as reference
+from .check import check
+from .sequence import Inputs, previous
+from .transforms import differentiable, fold, unfold
+
+# Where the group (or the batch) dimension of each argument stands: vmap folds into it.
+GROUP = {"x": 2, "w": 0, "b": 0, "s0": 2, "p": 0, "m": 2, "d": 1, "lengths": 1, "resets": 2}
+BATCH = {"x": 1, "s0": 1, "m": 1, "d": 0, "lengths": 0, "resets": 1}
+SHARED = ("w", "b", "p")
+STATES = ("output", "cells", "last")
+# The same for what the operators return and for what backward takes beside the inputs.
+GROUP |= {"output": 2, "cells": 3, "last": 2, "dx": 2, "dw": 0, "db": 0, "ds0": 2, "dp": 0}
+BATCH |= {"output": 1, "cells": 2, "last": 1}
+GRADIENTS = ("dx", "dw", "db", "ds0", "dp")
+
+
+def scan(
+    x: Tensor,
+    w: Tensor,
+    b: Tensor | None = None,
+    s0: Tensor | None = None,
+    p: Tensor | None = None,
+    m: Tensor | None = None,
+    d: Tensor | None = None,
+    lengths: Tensor | None = None,
+    resets: Tensor | None = None,
+    cell: str = "lstm",
+    reverse: Sequence[bool] = (False,),
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Runs a cell over a sequence: s = step(x[t], h @ w.T + b, s, p) for every t.
+
+    Args:
+        x: (T, B, N, G, H), the input's part of every gate.
+        w: (N, G * H, H), the recurrent weights, gates in the cell's order.
+        b: (N, G * H), the recurrent biases; None means zero.
+        s0: (S, B, N, H), the initial states, h first; None means zero.
+        p: (N, P, H), the cell's own parameters (peepholes, gains); None if it has none.
+        m: (T, B, N, E, H), masks: per-step inputs of the cell that get no gradient (zoneout).
+        d: (B, N, H), multiplies h before every recurrent product (recurrent dropout); no gradient.
+        lengths: (B, N), integer: a row past its length keeps its states and outputs zero. A
+            reversed group starts at its row's last valid step.
+        resets: (T, B, N), bool: the row's sequence is parted before step t, where a new one begins
+            with a zero state. (A reversed group so enters step t - 1 with a zero state.)
+        cell: the name of a registered cell.
+        reverse: the directions of len(reverse) equal runs of groups; True runs backward in time.
+
+    All floating-point tensors share x's dtype and device, except m and d, whose dtype is free.
+
+    Returns:
+        output (T, B, N, H), h of every step; cells (S - 1, T, B, N, H), the other states of every
+        step; last (S, B, N, H), the final states. Output and cells are zero past a row's length.
+    """
+    inputs = Inputs(x, w, b, s0, p, m, d, lengths, resets, cell, tuple(reverse))
+    check(inputs)
+    return _scan(*inputs)
+
+
+def allocate(x: Tensor, cell: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Uninitialised results, for the real operator and the fake one alike."""
+    T, B, N, _, H = x.shape
+    states = dispatch.find(cell).states
+    return (
+        x.new_empty(T, B, N, H),
+        x.new_empty(states - 1, T, B, N, H),
+        x.new_empty(states, B, N, H),
+    )
+
+
+@torch.library.custom_op("rnnkit::scan", mutates_args=())
+def _scan_op(
+    x: Tensor,
+    w: Tensor,
+    b: Tensor | None,
+    s0: Tensor | None,
+    p: Tensor | None,
+    m: Tensor | None,
+    d: Tensor | None,
+    lengths: Tensor | None,
+    resets: Tensor | None,
+    cell: str,
+    reverse: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    inputs = Inputs(x, w, b, s0, p, m, d, lengths, resets, cell, reverse)
+    if x.numel() == 0:
+        output, cells, last = allocate(x, cell)
+        return output, cells, last.zero_() if s0 is None else last.copy_(s0)
+    with dispatch.plain_arithmetic(x.device):
+        return dispatch.choose(inputs).scan(inputs)
+
+
+@_scan_op.register_fake
+def _(x: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return allocate(x, args[-2])
+
+
+@torch.library.custom_op("rnnkit::scan_backward", mutates_args=())
+def _scan_backward_op(
+    doutput: Tensor | None,
+    dcells: Tensor | None,
+    dlast: Tensor | None,
+    output: Tensor,
+    cells: Tensor,
+    x: Tensor,
+    w: Tensor,
+    b: Tensor | None,
+    s0: Tensor | None,
+    p: Tensor | None,
+    m: Tensor | None,
+    d: Tensor | None,
+    lengths: Tensor | None,
+    resets: Tensor | None,
+    cell: str,
+    reverse: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    inputs = Inputs(x, w, b, s0, p, m, d, lengths, resets, cell, reverse)
+    if x.numel() == 0:
+        dx, dw, db, ds0, dp = (v.zero_() for v in allocate_gradients(x, w, cell))
+        return dx, dw, db, ds0 if dlast is None else ds0.copy_(dlast), dp
+    with dispatch.plain_arithmetic(x.device):
+        backend = dispatch.choose(inputs, backward=True)
+        return gradients(backend, inputs, (output, *cells), (doutput, dcells, dlast))
+
+
+@_scan_backward_op.register_fake
+def _(
+    doutput: Tensor | None,
+    dcells: Tensor | None,
+    dlast: Tensor | None,
+    output: Tensor,
+    cells: Tensor,
+    x: Tensor,
+    w: Tensor,
+    *args: Any,
+) -> tuple[Tensor, ...]:
+    return allocate_gradients(x, w, args[-2])
+
+
+def allocate_gradients(x: Tensor, w: Tensor, cell: str) -> tuple[Tensor, ...]:
+    """Uninitialised dx, dw, db, ds0 and dp."""
+    T, B, N, G, H = x.shape
+    equations = dispatch.find(cell)
+    shapes = (
+        (T, B, N, G, H),
+        (N, G * H, H),
+        (N, G * H),
+        (equations.states, B, N, H),
+        (N, equations.rows, H),
+    )
+    return tuple(x.new_empty(shape) for shape in shapes)
+
+
+def gradients(
+    backend: dispatch.Backend,
+    inputs: Inputs,
+    states: tuple[Tensor, ...],
+    arriving: tuple[Tensor | None, Tensor | None, Tensor | None],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """dx, dw, db, ds0 and dp: all that is parallel in time here, the rest in the backend."""
+    prev = previous(inputs, states)
+    gates = inputs.x.unbind(3)
+    if inputs.m is not None:
+        gates += inputs.m.to(inputs.x.dtype).unbind(3)
+    r = torch.stack(reference.recurrent(inputs, gates, prev, inputs.parameters), 3)
+    dx, dr, ds0, dp = backend.scan_backward(inputs, prev, r, *arriving)
+    fed = reference.fed(inputs, gates, prev, r)
+    dw = torch.cat([contract(dr[:, :, :, rows], q) for q, rows in fed], 1)
+    return dx, dw, dr.sum((0, 1)).flatten(1), ds0, dp
+
+
+def contract(dr: Tensor, q: Tensor) -> Tensor:
+    """The gradient (N, G * H, H) of weights that met q (T, B, N, H) and got dr (T, B, N, G, H)."""
+    rows = dr.flatten(3).flatten(0, 1).transpose(0, 1)
+    return rows.mT @ q.flatten(0, 1).transpose(0, 1)
+
+
+def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    call = Inputs(*inputs)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*output[:2], *call[:-2])
+    ctx.static = call[-2:]
+    ctx.given = [value is not None for value in (call.x, call.w, call.b, call.s0, call.p)]
+
+
+def backward(ctx: Any, *arriving: Tensor | None) -> tuple[Tensor | None, ...]:
+    if all(v is None for v in arriving):
+        return (None,) * len(Inputs._fields)
+    found = _scan_backward(*arriving, *ctx.saved_tensors, *ctx.static)
+    kept = [v if given else None for v, given in zip(found, ctx.given, strict=True)]
+    return (*kept, *(None,) * (len(Inputs._fields) - len(kept)))
+
+
+def backward_setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*inputs[:-2])
+    ctx.static = inputs[-2:]
+
+
+def double_backward(ctx: Any, *arriving: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Differentiates the reference's explicit backward, so that any order is right."""
+    saved = ctx.saved_tensors
+    # The first ten may have a gradient: three cotangents, two states, and x w b s0 p.
+    inner = [i for i, v in enumerate(saved[:10]) if v is not None]
+    outer = [i for i, v in enumerate(arriving) if v is not None]
+
+    def formula(*values: Tensor) -> tuple[Tensor, ...]:
+        full = list(saved)
+        for i, value in zip(inner, values, strict=True):
+            full[i] = value
+        inputs = Inputs(*full[5:], *ctx.static)
+        found = gradients(reference, inputs, (full[3], *full[4]), (full[0], full[1], full[2]))
+        return tuple(found[i] for i in outer)
+
+    result: list[Tensor | None] = [None] * (len(saved) + 2)
+    if outer:
+        _, vjp = torch.func.vjp(formula, *(saved[i] for i in inner))
+        for i, value in zip(inner, vjp(tuple(arriving[i] for i in outer)), strict=True):
+            result[i] = value
+    return tuple(result)
+
+
+def vmap(info: Any, axes: Sequence[int | None], *args: Any) -> tuple[Any, Any]:
+    """Folds the mapped dimension into the batch where the weights are shared, else the groups."""
+    call = dict(zip(Inputs._fields, args, strict=True))
+    mapped = dict(zip(Inputs._fields, axes, strict=True))
+    shared = all(mapped[name] is None for name in SHARED)
+    places = BATCH if shared else GROUP
+    folded = [
+        fold(value, mapped[name], info.batch_size, places[name]) if name in places else value
+        for name, value in call.items()
+    ]
+    found = _scan(*folded)
+    spread = zip(found, STATES, strict=True)
+    out = tuple(unfold(value, info.batch_size, places[name]) for value, name in spread)
+    return out, tuple(places[name] + 1 for name in STATES)
+
+
+def backward_vmap(info: Any, axes: Sequence[int | None], *args: Any) -> tuple[Any, Any]:
+    """Always folds into the groups: each mapped call has its own weight gradient."""
+    names = (*STATES, "output", "cells", *Inputs._fields)
+    folded = [
+        fold(value, axis, info.batch_size, GROUP[name]) if name in GROUP else value
+        for value, axis, name in zip(args, axes, names, strict=True)
+    ]
+    spread = zip(_scan_backward(*folded), GRADIENTS, strict=True)
+    out = tuple(unfold(value, info.batch_size, GROUP[name]) for value, name in spread)
+    return out, tuple(GROUP[name] + 1 for name in GRADIENTS)
+
+
+_scan = differentiable(_scan_op, setup_context, backward, vmap)
+_scan_backward = differentiable(
+    _scan_backward_op, backward_setup_context, double_backward, backward_vmap
+)

@@ -1,0 +1,110 @@
+"""What a scan reads, and what reverse, lengths and resets mean: the one place for both.
+
+Time runs forward or, for the groups that `reverse` names, backward. "Loop order" is the order in
+which a group meets its steps: `turn` changes between it and natural time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..cells import Cell, find
+
+
+class Inputs(NamedTuple):
+    """The arguments of `rnnkit::scan` in the order of its schema; `ops.scan.scan` explains them."""
+
+    x: Tensor
+    w: Tensor
+    b: Tensor | None
+    s0: Tensor | None
+    p: Tensor | None
+    m: Tensor | None
+    d: Tensor | None
+    lengths: Tensor | None
+    resets: Tensor | None
+    cell: str
+    reverse: Sequence[bool]
+
+    @property
+    def equations(self) -> Cell:
+        return find(self.cell)
+
+    @property
+    def parameters(self) -> tuple[Tensor, ...]:
+        """The rows of p, each (N, H)."""
+        return () if self.p is None else self.p.unbind(1)
+
+    @property
+    def late(self) -> int:
+        """The first of the gates whose product waits for the inner step; all gates if none does."""
+        inner = self.equations.inner
+        return self.equations.gates if inner is None else inner.early
+
+
+def runs(v: Tensor, reverse: Sequence[bool], dim: int) -> list[tuple[Tensor, bool]]:
+    """The groups of v in len(reverse) equal runs, each with its direction."""
+    size = v.shape[dim] // len(reverse)
+    return list(zip(v.split(size, dim), reverse, strict=True))
+
+
+def turn(v: Tensor, reverse: Sequence[bool]) -> Tensor:
+    """(T, B, N, ...) with the reversed groups' time turned round; its own inverse."""
+    if not any(reverse):
+        return v
+    parts = [part.flip(0) if back else part for part, back in runs(v, reverse, 2)]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 2)
+
+
+def valid(inputs: Inputs) -> Tensor | None:
+    """(T, B, N): which steps lie within their row's length; None if all do."""
+    if inputs.lengths is None:
+        return None
+    steps = torch.arange(inputs.x.shape[0], device=inputs.x.device)
+    return steps[:, None, None] < inputs.lengths
+
+
+def fresh(inputs: Inputs) -> Tensor | None:
+    """(T, B, N): which steps are entered with a zero state; None if none is.
+
+    A reset at t parts the sequence between t - 1 and t. So a forward group enters t afresh, and a
+    reversed one enters t - 1 so, if t is within the row: its first step has the initial state.
+    """
+    if inputs.resets is None:
+        return None
+    live, parts = valid(inputs), []
+    resets = inputs.resets if live is None else inputs.resets & live
+    for part, back in runs(resets, inputs.reverse, 2):
+        parts.append(torch.cat([part[1:], torch.zeros_like(part[:1])]) if back else part)
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 2)
+
+
+def previous(inputs: Inputs, states: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The states (T, B, N, H) with which each step was entered, from those with which it ended."""
+    x = inputs.x
+    s0 = x.new_zeros(len(states), *x.shape[1:3], x.shape[-1]) if inputs.s0 is None else inputs.s0
+    afresh = fresh(inputs)
+    out = []
+    for v, start in zip(states, s0, strict=True):
+        parts = []
+        groups = zip(runs(v, inputs.reverse, 2), runs(start[None], inputs.reverse, 2), strict=True)
+        for (part, back), (first, _) in groups:
+            parts.append(torch.cat([part[1:], first] if back else [first, part[:-1]]))
+        entered = parts[0] if len(parts) == 1 else torch.cat(parts, 2)
+        if inputs.lengths is not None and any(inputs.reverse):
+            entered = torch.where(starts(inputs)[..., None], start, entered)
+        out.append(entered if afresh is None else entered.masked_fill(afresh[..., None], 0))
+    return tuple(out)
+
+
+def starts(inputs: Inputs) -> Tensor:
+    """(T, B, N): the last valid step of each reversed group, where its time begins."""
+    assert inputs.lengths is not None
+    steps = torch.arange(inputs.x.shape[0], device=inputs.x.device)[:, None, None]
+    backward = torch.tensor(inputs.reverse, device=inputs.x.device)
+    backward = backward.repeat_interleave(inputs.x.shape[2] // len(inputs.reverse))
+    return (steps == inputs.lengths - 1) & backward

@@ -1,0 +1,58 @@
+"""One way to make an operator differentiable, shared by all of ours.
+
+`torch.library` knows the autograd formula and the vmap rule of an operator, which serves eager
+mode, torch.compile and export. But an operator whose formula is registered from Python refuses
+`torch.func.grad`, and silently drops forward-mode tangents. So under either of those, calls go
+through an autograd.Function made of the same formula, which supports the first and refuses the
+second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+Axes = Sequence[int | None]
+
+
+def differentiable(
+    op: Any,
+    setup_context: Callable[..., None],
+    backward: Callable[..., Any],
+    vmap: Callable[..., Any],
+) -> Callable[..., Any]:
+    """Registers an operator's autograd formula and vmap rule, and returns the function to call."""
+    op.register_autograd(backward, setup_context=setup_context)
+    op.register_vmap(vmap)
+    members = {"setup_context": setup_context, "backward": backward, "vmap": vmap, "forward": op}
+    function = type(
+        op._qualname.replace("::", "_"),
+        (torch.autograd.Function,),
+        {name: staticmethod(member) for name, member in members.items()},
+    )
+
+    def call(*args: Any) -> Any:
+        if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+            return function.apply(*args)
+        return op(*args)
+
+    return call
+
+
+def fold(value: Tensor | None, batched: int | None, size: int, axis: int) -> Tensor | None:
+    """Moves the mapped dimension (or repeats the value) into dimension `axis`, innermost."""
+    if value is None:
+        return None
+    if batched is None:
+        shape = (*value.shape[: axis + 1], size, *value.shape[axis + 1 :])
+        return value.unsqueeze(axis + 1).expand(shape).flatten(axis, axis + 1)
+    return value.movedim(batched, axis + 1).flatten(axis, axis + 1)
+
+
+def unfold(value: Tensor, size: int, axis: int) -> Tensor:
+    """The inverse of `fold`: the mapped dimension stands at axis + 1."""
+    return value.unflatten(axis, (-1, size))

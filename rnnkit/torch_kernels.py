@@ -1,0 +1,61 @@
+"""torch.nn's own kernels (oneDNN, cuDNN, ATen) as a backend: whole plain layers only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import _VF, Tensor
+
+from .cells import find
+
+if TYPE_CHECKING:
+    from .dispatch import Problem
+    from .functional import Weights
+
+Tensors = tuple[Tensor, ...]
+
+LAYERS = {
+    "rnn_tanh": _VF.rnn_tanh,
+    "rnn_relu": _VF.rnn_relu,
+    "lstm": _VF.lstm,
+    "gru": _VF.gru,
+}
+CELLS = {
+    "rnn_tanh": _VF.rnn_tanh_cell,
+    "rnn_relu": _VF.rnn_relu_cell,
+    "lstm": _VF.lstm_cell,
+    "gru": _VF.gru_cell,
+}
+
+
+def why_not(problem: Problem) -> str | None:
+    if problem.extras is None:
+        return "it runs whole layers, and this is a bare scan"
+    if problem.cell not in LAYERS:
+        return f"torch.nn has no cell {problem.cell!r}"
+    if problem.extras:
+        return f"torch.nn has no {', '.join(problem.extras)}"
+    return None
+
+
+def layer(
+    input: Tensor, state: Tensors | None, weights: Sequence[Weights], cell: str
+) -> tuple[Tensor, Tensors]:
+    """output (T, B, D * H) and the final states, each (D, B, H)."""
+    first, D = weights[0], len(weights)
+    if state is None:
+        G, S = find(cell).gates, find(cell).states
+        sizes = [first.hh.shape[1], first.hh.shape[0] // G][:S]
+        state = tuple(input.new_zeros(D, input.shape[1], size) for size in sizes)
+    if input.shape[0] == 1 and D == 1 and first.hr is None:
+        hx = tuple(v[0] for v in state)
+        found = CELLS[cell](input[0], hx if cell == "lstm" else hx[0], *first[:4])
+        last = tuple(v[None] for v in (found if cell == "lstm" else (found,)))
+        return last[0].clone(), last
+    flat = [v for w in weights for v in w[:5] if v is not None]
+    biased, train = first.b_ih is not None, torch.is_grad_enabled()
+    hx = state if cell == "lstm" else state[0]
+    output, *last = LAYERS[cell](input, hx, flat, biased, 1, 0.0, train, D == 2, False)
+    return output, tuple(last)

@@ -1,0 +1,5 @@
+"""Builds rnnkit. Pure Python today: the native kernels of csrc/ will be built from here."""
+
+from setuptools import setup
+
+setup()
