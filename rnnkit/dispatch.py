@@ -68,7 +68,7 @@ class Backend(Protocol):
 
 @dataclass(frozen=True)
 class Decision:
-    """Which backend runs a problem, and the reasons of those before it in the order of preference."""
+    """Which backend runs a problem, and the reasons of those that come before it."""
 
     problem: Problem
     backend: str

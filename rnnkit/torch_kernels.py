@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import _VF, Tensor
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 Tensors = tuple[Tensor, ...]
 
-LAYERS = {
+LAYERS: dict[str, Any] = {
     "rnn_tanh": _VF.rnn_tanh,
     "rnn_relu": _VF.rnn_relu,
     "lstm": _VF.lstm,
     "gru": _VF.gru,
 }
-CELLS = {
+CELLS: dict[str, Any] = {
     "rnn_tanh": _VF.rnn_tanh_cell,
     "rnn_relu": _VF.rnn_relu_cell,
     "lstm": _VF.lstm_cell,
@@ -50,12 +50,12 @@ def layer(
         sizes = [first.hh.shape[1], first.hh.shape[0] // G][:S]
         state = tuple(input.new_zeros(D, input.shape[1], size) for size in sizes)
     if input.shape[0] == 1 and D == 1 and first.hr is None:
-        hx = tuple(v[0] for v in state)
-        found = CELLS[cell](input[0], hx if cell == "lstm" else hx[0], *first[:4])
+        step: Any = tuple(v[0] for v in state)
+        found = CELLS[cell](input[0], step if cell == "lstm" else step[0], *first[:4])
         last = tuple(v[None] for v in (found if cell == "lstm" else (found,)))
         return last[0].clone(), last
     flat = [v for w in weights for v in w[:5] if v is not None]
     biased, train = first.b_ih is not None, torch.is_grad_enabled()
-    hx = state if cell == "lstm" else state[0]
+    hx: Any = state if cell == "lstm" else state[0]
     output, *last = LAYERS[cell](input, hx, flat, biased, 1, 0.0, train, D == 2, False)
     return output, tuple(last)

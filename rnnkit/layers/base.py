@@ -110,9 +110,9 @@ class Gated(nn.Module):
 
 
 def check_sizes(**sizes: Any) -> None:
-    """Raises unless each is a positive int."""
+    """Raises unless each is a positive int (or numpy's)."""
     for name, value in sizes.items():
-        if not isinstance(value, int) or isinstance(value, bool):
+        if not isinstance(value, numbers.Integral) or isinstance(value, bool):
             raise TypeError(f"{name} should be of type int, got: {type(value).__name__}")
         if value <= 0:
             raise ValueError(f"{name} must be greater than zero, got {value}")
@@ -127,16 +127,13 @@ def check_flags(**flags: Any) -> None:
 
 def check_dropout(dropout: Any, num_layers: int) -> None:
     """Raises unless dropout is a probability; warns where it has no effect."""
-    if (
-        not isinstance(dropout, numbers.Number)
-        or isinstance(dropout, bool)
-        or not 0 <= dropout <= 1  # type: ignore[operator]
-    ):
+    known = isinstance(dropout, numbers.Real) and not isinstance(dropout, bool)
+    if not known or not 0 <= dropout <= 1:
         raise ValueError(
             "dropout should be a number in range [0, 1] representing the probability of an "
             f"element being zeroed, got {dropout!r}"
         )
-    if dropout > 0 and num_layers == 1:  # type: ignore[operator]
+    if dropout > 0 and num_layers == 1:
         warnings.warn(
             "dropout option adds dropout after all but last recurrent layer, so non-zero dropout "
             f"expects num_layers greater than 1, but got dropout={dropout} and "

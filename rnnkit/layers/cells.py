@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from ..functional import recurrent
-from .base import Gated, check_flags, check_sizes
-from .sequences import match
+from .base import Gated, check_sizes
+from .sequences import match, unpack_state
 
 
 class RecurrentCell(Gated):
@@ -35,15 +35,20 @@ class RecurrentCell(Gated):
         **options: bool,
     ) -> None:
         super().__init__()
-        check_flags(bias=bias)
         check_sizes(input_size=input_size, hidden_size=hidden_size)
         self.input_size, self.hidden_size, self.bias = input_size, hidden_size, bias
         self.set_options(**options)
         self.add_direction("", input_size, {"device": device, "dtype": dtype})
+        if not bias:
+            # torch.nn's cells have them as None, where its layers lack them.
+            self.register_parameter("bias_ih", None)
+            self.register_parameter("bias_hh", None)
         self.reset_parameters()
 
     def forward(self, input: Tensor, hx: Any = None) -> Any:
         weights, name, states = self.weights(""), type(self).__name__, self.equations.states
+        if not isinstance(input, Tensor):
+            raise TypeError(f"{name}: input should be a Tensor, got {type(input)}")
         if input.dim() not in (1, 2):
             raise ValueError(f"{name}: Expected input to be 1D or 2D, got {input.dim()}D instead")
         if input.size(-1) != self.input_size:
@@ -52,7 +57,7 @@ class RecurrentCell(Gated):
                 f"expected {self.input_size}"
             )
         match(weights.ih, input)
-        state = (hx,) if isinstance(hx, Tensor) else hx
+        state = unpack_state(self, hx)
         if state is not None:
             self.check_state(input, state)
             state = tuple(v.view(1, -1, self.hidden_size) for v in state)
@@ -60,28 +65,29 @@ class RecurrentCell(Gated):
         new = tuple(v[0] if input.dim() == 2 else v[0, 0] for v in last)
         return new if states > 1 else new[0]
 
-    def check_state(self, input: Tensor, state: Any) -> None:
-        name, states = type(self).__name__, self.equations.states
-        if not isinstance(state, tuple | list) or len(state) != states:
-            raise RuntimeError(f"{name}: Expected hx to be {states} Tensors, got {len(state)}")
+    def check_state(self, input: Tensor, state: tuple[Tensor, ...]) -> None:
+        """Raises, in torch.nn's words, unless the states fit the input."""
         for k, value in enumerate(state):
+            which = f"{type(self).__name__}: Expected {f'hx[{k}]' if len(state) > 1 else 'hidden'}"
             if value.dim() not in (1, 2):
-                raise ValueError(
-                    f"{name}: Expected hx[{k}] to be 1D or 2D, got {value.dim()}D instead"
-                    if states > 1
-                    else f"{name}: Expected hidden to be 1D or 2D, got {value.dim()}D instead"
-                )
-            expected = (*input.shape[:-1], self.hidden_size)
-            if tuple(value.shape) != expected:
+                raise ValueError(f"{which} to be 1D or 2D, got {value.dim()}D instead")
+            if value.dim() != input.dim():
+                raise RuntimeError(f"{which} to be {input.dim()}D as input, got {value.dim()}D")
+            if value.shape[:-1] != input.shape[:-1]:
                 raise RuntimeError(
-                    f"hidden{k} has inconsistent hidden_size or batch size: "
-                    f"got {tuple(value.shape)}, expected {expected}"
+                    f"Input batch size {input.size(0)} doesn't match "
+                    f"hidden{k} batch size {value.size(0)}"
+                )
+            if value.size(-1) != self.hidden_size:
+                raise RuntimeError(
+                    f"hidden{k} has inconsistent hidden_size: "
+                    f"got {value.size(-1)}, expected {self.hidden_size}"
                 )
             match(input, value, "hx", "input")
 
     def extra_repr(self) -> str:
         shown = [f"{self.input_size}, {self.hidden_size}"]
-        if not self.bias:
+        if self.bias is not True:
             shown.append(f"bias={self.bias}")
         if getattr(self, "nonlinearity", "tanh") != "tanh":
             shown.append(f"nonlinearity={self.nonlinearity}")

@@ -86,7 +86,7 @@ class CausalConv1d(torch.nn.Conv1d):
         Raises ValueError for a wrong rank, channel count or state, and for return_state with an L
         that is no multiple of stride: the next chunk would start between two outputs.
         """
-        self.check(input, return_state)
+        self.check(input, state, return_state)
         x = input.mT if self.channels_last else input
         if x.dim() == 2:
             x, state = x[None], None if state is None else state[None]
@@ -128,12 +128,16 @@ class CausalConv1d(torch.nn.Conv1d):
         # Counted from the left: a slice [-0:] would be everything.
         return torch.cat([state, x], dim=2)[..., x.shape[2] :]
 
-    def check(self, input: Tensor, return_state: bool) -> None:
-        """ValueError for an input this layer cannot take."""
+    def check(self, input: Tensor, state: Tensor | None, return_state: bool) -> None:
+        """ValueError for an input or a state this layer cannot take."""
         channels, time = (-1, -2) if self.channels_last else (-2, -1)
         if input.dim() not in (2, 3) or input.shape[channels] != self.in_channels:
             shape = f"L, {self.in_channels}" if self.channels_last else f"{self.in_channels}, L"
             raise ValueError(f"input must be (N, {shape}) or ({shape}), got {tuple(input.shape)}")
+        if state is not None and state.dim() != input.dim():
+            raise ValueError(
+                f"state must have {input.dim()} dimensions, as the input, got {tuple(state.shape)}"
+            )
         if return_state and self.stride[0] > 1 and input.shape[time] % self.stride[0]:
             raise ValueError(
                 f"input must have a length that is a multiple of stride = {self.stride[0]} "

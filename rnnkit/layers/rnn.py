@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from typing import Any
 
 import torch
@@ -99,6 +100,10 @@ class Recurrent(Gated):
         """Does nothing; torch.nn's layers have it, so callers may call it."""
 
     def check_projection(self) -> None:
+        if not isinstance(self.proj_size, numbers.Integral) or isinstance(self.proj_size, bool):
+            raise TypeError(
+                f"proj_size should be of type int, got: {type(self.proj_size).__name__}"
+            )
         if self.proj_size < 0:
             raise ValueError(
                 "proj_size should be a positive integer or zero to disable projections, "

@@ -12,6 +12,7 @@ from torch import _VF, Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 if TYPE_CHECKING:
+    from .base import Gated
     from .rnn import Recurrent
 
 
@@ -58,20 +59,21 @@ def enter(layer: Recurrent, weight: Tensor, input: Any, hx: Any, lengths: Any, r
     elif layer.batch_first:
         input = input.transpose(0, 1)
     check(layer, weight, input, state)
-    return Call(
-        input,
-        state,
-        None if lengths is None else enter_lengths(lengths, input, batched),
-        None if resets is None else enter_resets(resets, input, batched, layer.batch_first),
-        batched,
-    )
+    if resets is not None:
+        resets = enter_resets(resets, input, batched, layer.batch_first)
+    if lengths is not None:
+        lengths = enter_lengths(lengths, input, batched)
+        # Padding may hold NaN, which a zero gradient would not silence in a product: weight_ih's.
+        steps = torch.arange(input.shape[0], device=input.device)[:, None]
+        input = input.masked_fill((steps >= lengths)[..., None], 0)
+    return Call(input, state, lengths, resets, batched)
 
 
 def leave(
     layer: Recurrent, call: Call, output: Tensor, state: tuple[Tensor, ...]
 ) -> tuple[Any, Any]:
     """The inner results in the form in which the call came."""
-    if call.packed is not None:
+    if call.packed is not None and call.packed_lengths is not None:
         data = _VF._pack_padded_sequence(output, call.packed_lengths, False)[0]
         _, sizes, order, back = call.packed
         if back is not None:
@@ -82,14 +84,17 @@ def leave(
     return output.transpose(0, 1) if layer.batch_first else output, pack_state(state)
 
 
-def unpack_state(layer: Recurrent, hx: Any) -> tuple[Tensor, ...] | None:
+def unpack_state(layer: Gated, hx: Any) -> tuple[Tensor, ...] | None:
     """hx as a tuple of states: torch.nn gives one state bare."""
     states = layer.equations.states
     state = (hx,) if states == 1 and isinstance(hx, Tensor) else hx
     if hx is None:
         return None
-    if not isinstance(state, tuple | list) or len(state) != states:
-        given = f"{len(hx)} values" if isinstance(hx, tuple | list) else str(type(hx))
+    fits = isinstance(state, tuple | list) and len(state) == states
+    if not fits or not all(isinstance(v, Tensor) for v in state):
+        given = type(hx).__name__
+        if isinstance(hx, tuple | list):
+            given += f" of ({', '.join(type(v).__name__ for v in hx)})"
         raise RuntimeError(
             f"hx: {type(layer).__name__} expects "
             f"{'a Tensor' if states == 1 else f'a tuple of {states} Tensors'}, got {given}"

@@ -227,7 +227,7 @@ def double_backward(ctx: Any, *arriving: Tensor | None) -> tuple[Tensor | None, 
 
     result: list[Tensor | None] = [None] * (len(saved) + 2)
     if outer:
-        _, vjp = torch.func.vjp(formula, *(saved[i] for i in inner))
+        vjp = torch.func.vjp(formula, *(saved[i] for i in inner))[1]
         for i, value in zip(inner, vjp(tuple(arriving[i] for i in outer)), strict=True):
             result[i] = value
     return tuple(result)

@@ -14,6 +14,9 @@ from torch import Tensor
 
 from ..cells import Cell, find
 
+# The bits of a step's flags.
+FRESH, LIVE = 1, 2
+
 
 class Inputs(NamedTuple):
     """The arguments of `rnnkit::scan` in the order of its schema; `ops.scan.scan` explains them."""
@@ -81,6 +84,15 @@ def fresh(inputs: Inputs) -> Tensor | None:
     for part, back in runs(resets, inputs.reverse, 2):
         parts.append(torch.cat([part[1:], torch.zeros_like(part[:1])]) if back else part)
     return parts[0] if len(parts) == 1 else torch.cat(parts, 2)
+
+
+def flags(inputs: Inputs) -> Tensor | None:
+    """(T, B, N), int8: FRESH where a step is entered afresh, LIVE where valid; None for neither."""
+    live, afresh = valid(inputs), fresh(inputs)
+    if live is None and afresh is None:
+        return None
+    kept = LIVE if live is None else live.to(torch.int8) * LIVE
+    return kept if afresh is None else kept + afresh.to(torch.int8) * FRESH  # type: ignore
 
 
 def previous(inputs: Inputs, states: Sequence[Tensor]) -> tuple[Tensor, ...]:

@@ -29,7 +29,7 @@ def differentiable(
     op.register_autograd(backward, setup_context=setup_context)
     op.register_vmap(vmap)
     members = {"setup_context": setup_context, "backward": backward, "vmap": vmap, "forward": op}
-    function = type(
+    function: Any = type(
         op._qualname.replace("::", "_"),
         (torch.autograd.Function,),
         {name: staticmethod(member) for name, member in members.items()},

@@ -6,7 +6,7 @@ Half-precision problems are computed in float32, as the kernels do, and rounded 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -68,7 +68,7 @@ def upcast(inputs: Inputs) -> Inputs:
     """The same inputs in the precision in which the reference computes."""
     if inputs.x.dtype.itemsize > 2:
         return inputs
-    tensors = {
+    tensors: dict[str, Any] = {
         name: value.float()
         for name, value in inputs._asdict().items()
         if isinstance(value, Tensor) and value.is_floating_point()
@@ -137,6 +137,20 @@ def previous_gradient(
     return dx, dr, (ds[0] + through(dr[:late], slice(late * H)), *ds[1:]), dp
 
 
+def arrivals(inputs: Inputs, doutput: Tensor | None, dcells: Tensor | None) -> list[Tensor | None]:
+    """The gradient that each state of each step gets from outside, in loop order."""
+    others = [None] * (inputs.equations.states - 1) if dcells is None else dcells.unbind(0)
+    return [
+        None if v is None else turn(v.to(inputs.x.dtype), inputs.reverse)
+        for v in (doutput, *others)
+    ]
+
+
+def hide(values: Tensors, hidden: Tensor | None) -> Tensors:
+    """The values, with zeros where hidden."""
+    return values if hidden is None else tuple(v.masked_fill(hidden, 0) for v in values)
+
+
 def scan_backward(
     inputs: Inputs,
     prev: Sequence[Tensor],
@@ -148,33 +162,26 @@ def scan_backward(
     """dx and dr (T, B, N, G, H), ds0 (S, B, N, H) and dp (N, P, H)."""
     dtype, inputs = inputs.x.dtype, upcast(inputs)
     x, p, reverse = inputs.x, inputs.parameters, inputs.reverse
+    T, B, N, _, H = x.shape
     live, afresh = flags(inputs)
-    prev_t, r_t, x_t = (
-        [turn(v.to(x.dtype), reverse) for v in prev],
-        turn(r, reverse),
-        steps(inputs),
-    )
-    zeros = x.new_zeros(inputs.equations.states, *x.shape[1:3], x.shape[-1])
-    ds = (zeros if dlast is None else dlast.to(x.dtype)).unbind(0)
-    arriving = [
-        None if v is None else turn(v.to(x.dtype), reverse)
-        for v in (doutput, *(dcells if dcells is not None else [None] * (len(prev) - 1)))
-    ]
-    dxs, drs, dp = [], [], [torch.zeros_like(v) for v in p]
-    for t in reversed(range(x.shape[0])):
+    entered = [turn(v.to(x.dtype), reverse) for v in prev]
+    arriving, x_t = arrivals(inputs, doutput, dcells), steps(inputs)
+    r_t = [v.unbind(2) for v in turn(r.to(x.dtype), reverse).unbind(0)]
+    dlast = x.new_zeros(inputs.equations.states, B, N, H) if dlast is None else dlast
+    ds = dlast.to(x.dtype).unbind(0)
+    dxs, drs, dp = [], [], tuple(torch.zeros_like(v) for v in p)
+    for t in reversed(range(T)):
         total = tuple(a if b is None else a + b[t] for a, b in zip(ds, arriving, strict=True))
-        s = tuple(v[t] for v in prev_t)
-        r_now = r_t[t].to(x.dtype).unbind(2)
-        dx, dr, old, dp_t = previous_gradient(inputs, x_t[t], r_now, s, p, total)
-        if afresh is not None:
-            old = tuple(v.masked_fill(afresh[t], 0) for v in old)
+        s = tuple(v[t] for v in entered)
+        dx, dr, old, dp_t = previous_gradient(inputs, x_t[t], r_t[t], s, p, total)
+        old = old if afresh is None else hide(old, afresh[t])
         if live is not None:
-            dx, dr, dp_t = (tuple(v.masked_fill(~live[t], 0) for v in vs) for vs in (dx, dr, dp_t))
+            dx, dr, dp_t = (hide(v, ~live[t]) for v in (dx, dr, dp_t))
             old = tuple(torch.where(live[t], a, b) for a, b in zip(old, ds, strict=True))
-        dp = [a + v.sum(0) for a, v in zip(dp, dp_t, strict=True)]
+        dp = tuple(a + v.sum(0) for a, v in zip(dp, dp_t, strict=True))
         dxs.append(torch.stack(dx, 2))
         drs.append(torch.stack(dr, 2))
         ds = old
     dx_all, dr_all = (turn(torch.stack(v[::-1]), reverse).to(dtype) for v in (dxs, drs))
-    dp_all = torch.stack(dp, 1) if dp else x.new_zeros(x.shape[2], 0, x.shape[-1])
+    dp_all = torch.stack(dp, 1) if dp else x.new_zeros(N, 0, H)
     return dx_all, dr_all, torch.stack(ds).to(dtype), dp_all.to(dtype)

@@ -1,0 +1,1 @@
+"""Measures of rnnkit: what the compiler makes of its kernels, and how fast they run."""

@@ -1,0 +1,219 @@
+"""Compiles every recurrent kernel for GPUs that need not be here, and tabulates what came out.
+
+    python -m benchmarks.static [--targets sm_90 ...] [--cells lstm ...] [--dtypes bf16 ...]
+
+Registers, stack and shared memory are the compiler's own figures. The exit status is 1 if a kernel
+uses stack or more shared memory than its target gives a block.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from rnnkit.cells import find
+from rnnkit.ops.sequence import Inputs
+from rnnkit.triton import fit
+from rnnkit.triton.cells import EQUATIONS
+from rnnkit.triton.scan import Launch, backward_launch, forward_launch, ready
+
+DTYPES = {
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+    "fp32": torch.float32,
+    "fp64": torch.float64,
+}
+TYPES = {
+    torch.float16: "*fp16",
+    torch.bfloat16: "*bf16",
+    torch.float32: "*fp32",
+    torch.float64: "*fp64",
+    torch.int8: "*i8",
+}
+
+
+class Target(NamedTuple):
+    """A GPU to compile for, and the shared memory that it gives a block."""
+
+    gpu: GPUTarget
+    shared: int
+
+
+TARGETS = {
+    "sm_80": Target(GPUTarget("cuda", 80, 32), 163 * 1024),
+    "sm_90": Target(GPUTarget("cuda", 90, 32), 227 * 1024),
+    "sm_100": Target(GPUTarget("cuda", 100, 32), 227 * 1024),
+    "gfx942": Target(GPUTarget("hip", "gfx942", 64), 64 * 1024),
+}
+
+
+class Case(NamedTuple):
+    """One kernel to compile."""
+
+    target: str
+    cell: str
+    dtype: str
+    H: int
+    backward: bool
+    features: bool
+
+
+def build(case: Case, form: fit.Form | None = None) -> Launch:
+    """The launch that dispatch would make for this case, on tensors without memory."""
+    dtype, T, B, N = DTYPES[case.dtype], 64, 64, 2
+    cell = find(case.cell)
+
+    def tensor(*shape: int, dtype: torch.dtype = dtype) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    G, S, H = cell.gates, cell.states, case.H
+    inputs = Inputs(
+        x=tensor(T, B, N, G, H),
+        w=tensor(N, G * H, H),
+        b=None if cell.additive else tensor(N, G * H),
+        s0=tensor(S, B, N, H),
+        p=tensor(N, cell.rows, H) if cell.rows else None,
+        m=tensor(T, B, N, cell.masks, H) if cell.masks else None,
+        d=tensor(B, N, H) if case.features else None,
+        lengths=tensor(B, N, dtype=torch.int64) if case.features else None,
+        resets=tensor(T, B, N, dtype=torch.bool) if case.features else None,
+        cell=case.cell,
+        reverse=(False, True),
+    )
+    inputs, limit = ready(inputs), TARGETS[case.target].shared
+    form = form or fit.choose_form(inputs, case.backward, limit, case.target.startswith("gfx"))
+    states, cells, x = tensor(T, B, N, H), tensor(S - 1, T, B, N, H), inputs.x
+    if not case.backward:
+        last = tensor(S, B, N, H)
+        return forward_launch(inputs, form, tensor(S, B, N, H), states, cells, last)
+    arriving = {"doutput": states, "dcells": cells if S > 1 else None, "dlast": None}
+    dr = None if cell.additive else tensor(*x.shape)
+    prev = tensor(S, T, B, N, H)
+    return backward_launch(inputs, form, prev, tensor(*x.shape), arriving, tensor(*x.shape), dr)
+
+
+def source(launch: Launch) -> ASTSource:
+    """The kernel specialised to a launch's arguments, as the just-in-time compiler does it."""
+    signature: dict[str, Any] = {}
+    constants: dict[tuple[int, ...], Any] = {}
+    attributes: dict[tuple[int, ...], Any] = {}
+    for i, param in enumerate(launch.kernel.params):
+        value = launch.args[param.name]
+        if param.is_constexpr or value is None:
+            signature[param.name], constants[(i,)] = "constexpr", value
+        elif isinstance(value, torch.Tensor):
+            signature[param.name] = TYPES[value.dtype]
+            attributes[(i,)] = [["tt.divisibility", 16]]
+        elif isinstance(value, tuple):
+            # The just-in-time compiler takes a stride of 1 as a constant too.
+            signature[param.name] = tuple("constexpr" if v == 1 else "i32" for v in value)
+            constants |= {(i, k): 1 for k, v in enumerate(value) if v == 1}
+        else:
+            signature[param.name] = "i32"
+    return ASTSource(launch.kernel, signature, constants, attributes)
+
+
+def measure(case: Case, form: fit.Form | None = None) -> dict[str, Any]:
+    """Compiles one kernel: its form, registers, stack and shared memory in bytes."""
+    launch = build(case, form)
+    kernel = triton.compile(source(launch), target=TARGETS[case.target].gpu, options=launch.options)
+    row: dict[str, Any] = case._asdict() | {
+        "form": "resident" if launch.args["RESIDENT"] else "stepwise",
+        "warps": launch.options["num_warps"],
+        "shared": kernel.metadata.shared,
+        "limit": TARGETS[case.target].shared,
+    }
+    if case.target.startswith("sm_"):
+        return row | cubin_usage(kernel.asm["cubin"])
+    return row | amd_usage(kernel.asm["amdgcn"])
+
+
+def cubin_usage(cubin: bytes) -> dict[str, int]:
+    """Registers and stack of a cubin, by the cuobjdump that triton's wheel carries."""
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [str(tool), "-res-usage", file.name]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+)", text)
+    assert found, text
+    return {"registers": int(found[1]), "stack": int(found[2])}
+
+
+def amd_usage(assembly: str) -> dict[str, int]:
+    """Registers and private memory ("scratch") of an AMD kernel, from its metadata."""
+    registers = re.search(r"\.vgpr_count:\s+(\d+)", assembly)
+    stack = re.search(r"\.private_segment_fixed_size:\s+(\d+)", assembly)
+    assert registers and stack, "no metadata in the assembly"
+    return {"registers": int(registers[1]), "stack": int(stack[1])}
+
+
+def fails(row: dict[str, Any]) -> bool:
+    return row["stack"] > 0 or row["shared"] > row["limit"]
+
+
+def largest(case: Case) -> int:
+    """The largest H up to 1024, in powers of two, whose weights stay resident."""
+    sizes = [H for H in (16, 32, 64, 128, 256, 512, 1024) if resident(case._replace(H=H))]
+    return max(sizes, default=0)
+
+
+def resident(case: Case) -> bool:
+    return bool(build(case).args["RESIDENT"])
+
+
+def cases(args: argparse.Namespace) -> Iterator[Case]:
+    """For every target, cell, dtype and pass: the smallest and largest resident H, and stepwise."""
+    for target in args.targets:
+        for cell in args.cells:
+            for dtype in args.dtypes:
+                for backward in (False, True):
+                    for features in (False, True):
+                        case = Case(target, cell, dtype, 16, backward, features)
+                        top = largest(case)
+                        for H in sorted(set(args.sizes or (16, 64, top, 1024)) - {0}):
+                            yield case._replace(H=H)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--targets", nargs="+", default=list(TARGETS), choices=list(TARGETS))
+    parser.add_argument("--cells", nargs="+", default=sorted(EQUATIONS))
+    parser.add_argument("--dtypes", nargs="+", default=list(DTYPES), choices=list(DTYPES))
+    parser.add_argument("--sizes", nargs="+", type=int)
+    parser.add_argument("--json", action="store_true", help="print one JSON object a line")
+    args = parser.parse_args()
+    bad = count = 0
+    for case in cases(args):
+        row = measure(case)
+        count, bad = count + 1, bad + fails(row)
+        print(json.dumps(row) if args.json else line(row), flush=True)
+    print(f"{count} kernels, {bad} with stack or too much shared memory", file=sys.stderr)
+    return int(bad > 0)
+
+
+def line(row: dict[str, Any]) -> str:
+    side = "backward" if row["backward"] else "forward"
+    extra = "lengths,resets,d" if row["features"] else "plain"
+    return (
+        f"{row['target']:7} {row['cell']:9} {row['dtype']} H {row['H']:4} {side:8} {extra:16} "
+        f"{row['form']:8} {row['warps']} warps {row['registers']:3} registers "
+        f"{row['stack']:5} stack {row['shared']:6} of {row['limit']} bytes shared {'FAILS' if fails(row) else ''}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The Triton backend: kernels that take any cell, and their launchers."""

@@ -1,0 +1,35 @@
+"""Elman's RNN in Triton: h' = act(x + r)."""
+
+import triton
+import triton.language as tl
+
+from ..math import tanh
+from . import register
+
+
+@triton.jit
+def tanh_step(x, r, s, p):
+    return (tanh(x[0] + r[0]),)
+
+
+@triton.jit
+def tanh_vjp(x, r, s, p, ds):
+    h = tanh(x[0] + r[0])
+    da = (ds[0] * (1 - h * h),)
+    return da, da, (tl.zeros_like(h),), ()
+
+
+@triton.jit
+def relu_step(x, r, s, p):
+    return (tl.maximum(x[0] + r[0], 0.0, propagate_nan=tl.PropagateNan.ALL),)
+
+
+@triton.jit
+def relu_vjp(x, r, s, p, ds):
+    a = x[0] + r[0]
+    da = (tl.where(a > 0, ds[0], 0.0),)
+    return da, da, (tl.zeros_like(a),), ()
+
+
+register("rnn_tanh", tanh_step, tanh_vjp)
+register("rnn_relu", relu_step, relu_vjp)

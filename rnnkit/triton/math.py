@@ -1,0 +1,16 @@
+"""Functions of one variable for kernels; none overflows to NaN at any input."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def sigmoid(v):
+    # exp overflows to inf for v < -88, and 1 / inf is the right 0.
+    return 1.0 / (1.0 + tl.exp(-v))
+
+
+@triton.jit
+def tanh(v):
+    # The usual (1 - e) / (1 + e) with e = exp(-2 v) is inf / inf for very negative v.
+    return 2.0 / (1.0 + tl.exp(-2.0 * v)) - 1.0

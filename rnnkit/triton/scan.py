@@ -1,0 +1,220 @@
+"""Launches the recurrent kernels: one launch for a whole sequence where the weights fit on chip,
+else one matrix product and one launch a step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..ops.sequence import Inputs, flags, fresh, runs
+from ..reference.scan import product
+from .cells import EQUATIONS
+from .fit import INTERPRETED, Form, choose_form
+from .kernels import scan_backward_kernel, scan_kernel
+
+if TYPE_CHECKING:
+    from ..dispatch import Problem
+
+# The kernels compute offsets within a tile of rows in 32 bits.
+LONGEST_STRIDE = 2**31 // 64
+
+
+def why_not(problem: Problem) -> str | None:
+    """Why the kernels cannot run this problem; None if they can."""
+    if problem.cell not in EQUATIONS:
+        return f"cell {problem.cell!r} has no Triton equations"
+    if problem.device.type == "cpu" and not INTERPRETED:
+        return "its kernels run on a GPU, and on a CPU only with TRITON_INTERPRET=1"
+    if problem.device.type not in ("cpu", "cuda"):
+        return f"it has no kernels for device type {problem.device.type!r}"
+    if INTERPRETED and problem.dtype == torch.bfloat16:
+        return "triton's interpreter computes bfloat16 wrongly"
+    if problem.runs > 31:
+        return f"reverse has {problem.runs} runs, and its kernels take at most 31"
+    return None
+
+
+class Launch(NamedTuple):
+    """A kernel with its grid, arguments and warps: run by `go`, or compiled without a GPU."""
+
+    kernel: Any
+    grid: tuple[int, int, int]
+    args: dict[str, Any]
+    options: dict[str, int]
+
+    def go(self, **changed: Any) -> None:
+        self.kernel[self.grid](**(self.args | changed), **self.options)
+
+
+def common(inputs: Inputs, form: Form) -> dict[str, Any]:
+    """The arguments that both kernels take."""
+    x, m, cell = inputs.x, inputs.m, inputs.equations
+    T, B, N, G, H = x.shape
+    sizes = dict(first=0, steps=T if form.resident else 1, T=T, B=B, N=N, H=H)
+    strides = dict(
+        x_strides=x.stride()[:4],
+        m_strides=None if m is None else m.stride()[:4],
+    )
+    static: dict[str, Any] = dict(
+        G=G, S=cell.states, P=cell.rows, E=cell.masks, BB=form.rows, BH=form.columns
+    )
+    static |= dict(
+        ADDITIVE=cell.additive,
+        REVERSE=sum(back << k for k, back in enumerate(inputs.reverse)),
+        RUNS=len(inputs.reverse),
+        RESIDENT=form.resident,
+        STREAM=form.stream,
+        DTYPE=tl.float64 if x.dtype == torch.float64 else tl.float32,
+        PRECISION="tf32" if rounds_to_tf32(x.dtype) else "ieee",
+    )
+    marks = flags(inputs)
+    marks = None if marks is None else marks.contiguous()
+    tensors = dict(x=x, m=m, p=inputs.p, d=inputs.d, flags=marks)
+    return tensors | sizes | strides | static
+
+
+def rounds_to_tf32(dtype: torch.dtype) -> bool:
+    """Whether float32 products use TF32, by the switch that torch.nn's layers follow."""
+    return dtype == torch.float32 and torch.backends.cudnn.allow_tf32
+
+
+def grid(inputs: Inputs, form: Form) -> tuple[int, int, int]:
+    _, B, N, _, H = inputs.x.shape
+    return triton.cdiv(B, form.rows), N, triton.cdiv(H, form.columns)
+
+
+def ready(inputs: Inputs) -> Inputs:
+    """The inputs with the layouts that the kernels take: dense units, and dense small tensors."""
+    dense = {name: getattr(inputs, name) for name in ("b", "s0", "p", "d")}
+    dense = {name: v.contiguous() for name, v in dense.items() if v is not None}
+    wide = {name: getattr(inputs, name) for name in ("x", "w", "m")}
+    for name, v in wide.items():
+        if v is not None and (v.stride(-1) != 1 or v.stride(1) > LONGEST_STRIDE):
+            dense[name] = v.contiguous()
+    return inputs._replace(**dense)
+
+
+def scan(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
+    """output (T, B, N, H), cells (S - 1, T, B, N, H) and last (S, B, N, H)."""
+    inputs = ready(inputs)
+    x, S = inputs.x, inputs.equations.states
+    T, B, N, _, H = x.shape
+    output, cells = x.new_empty(T, B, N, H), x.new_empty(S - 1, T, B, N, H)
+    last = x.new_empty(S, B, N, H)
+    start = x.new_zeros(S, B, N, H) if inputs.s0 is None else inputs.s0
+    form = choose_form(inputs, backward=False)
+    launch = forward_launch(inputs, form, start, output, cells, last)
+    with torch.cuda.device_of(x):
+        if form.resident:
+            launch.go()
+        else:
+            stepwise(inputs, launch, start)
+            last.copy_(launch.args["last"])
+    return output, cells, last
+
+
+def forward_launch(
+    inputs: Inputs, form: Form, start: Tensor, output: Tensor, cells: Tensor, last: Tensor
+) -> Launch:
+    tensors = dict(b=inputs.b, s0=start, r=None, output=output, cells=cells, last=last)
+    if not form.resident:
+        # The state between the steps, in the precision in which the kernel computes.
+        state = start.to(torch.promote_types(start.dtype, torch.float32), copy=True)
+        tensors |= dict(s0=state, last=state, r=inputs.x.new_empty(inputs.x.shape[1:]))
+    w, H = inputs.w, inputs.w.shape[-1]
+    weights = dict(w=w, w_strides=(w.stride(0), 1, w.stride(1), H * w.stride(1)))
+    args = common(inputs, form) | tensors | weights | {"STEP": EQUATIONS[inputs.cell].step}
+    return Launch(scan_kernel, grid(inputs, form), args, form.options)
+
+
+def stepwise(inputs: Inputs, launch: Launch, start: Tensor) -> None:
+    """The forward scan a step at a time: a product of the state with all weights, then the gates."""
+    state, d = launch.args["s0"], inputs.d
+    for k in range(inputs.x.shape[0]):
+        h = state[0].to(inputs.x.dtype)
+        r = product(h if d is None else (h * d).to(h.dtype), inputs.w, None)
+        launch.go(first=k, r=r.contiguous())
+
+
+def scan_backward(
+    inputs: Inputs,
+    prev: Sequence[Tensor],
+    r: Tensor,
+    doutput: Tensor | None,
+    dcells: Tensor | None,
+    dlast: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """dx and dr (T, B, N, G, H), ds0 (S, B, N, H) and dp (N, P, H)."""
+    inputs = ready(inputs)
+    x, cell = inputs.x, inputs.equations
+    dx = x.new_empty(x.shape)
+    dr = None if cell.additive else x.new_empty(x.shape)
+    form = choose_form(inputs, backward=True)
+    arriving = {"doutput": doutput, "dcells": dcells, "dlast": dlast}
+    launch = backward_launch(inputs, form, torch.stack(tuple(prev)), r, arriving, dx, dr)
+    with torch.cuda.device_of(x):
+        if form.resident:
+            launch.go()
+        else:
+            stepwise_backward(inputs, launch)
+    ds0, dp = launch.args["ds0"], launch.args["dp"]
+    return dx, dx if dr is None else dr, ds0.to(x.dtype), dp.sum(0).to(x.dtype)
+
+
+def backward_launch(
+    inputs: Inputs,
+    form: Form,
+    prev: Tensor,
+    r: Tensor,
+    arriving: dict[str, Tensor | None],
+    dx: Tensor,
+    dr: Tensor | None,
+) -> Launch:
+    x, cell = inputs.x, inputs.equations
+    _, B, N, _, H = x.shape
+    wide = torch.promote_types(x.dtype, torch.float32)
+    shape = (cell.states, B, N, H)
+    dlast = arriving["dlast"]
+    dense = {k: None if v is None else v.contiguous() for k, v in arriving.items()}
+    start = x.new_zeros(shape, dtype=wide) if dlast is None else dlast.to(wide).contiguous()
+    ds0 = x.new_empty(shape, dtype=wide) if form.resident else start.clone()
+    tiles = grid(inputs, form)
+    dp = x.new_zeros(tiles[0], N, cell.rows, H, dtype=wide)
+    tensors = dense | dict(dlast=start if form.resident else ds0, ds0=ds0, dp=dp, dx=dx, dr=dr)
+    r = r + inputs.x if cell.additive else r
+    w = inputs.w
+    weights = dict(w=w, w_strides=(w.stride(0), w.stride(1), 1, H * w.stride(1)))
+    if form.resident and w.dtype.itemsize > 2:
+        # The matrix units read wide operands along the inner dimension only: turned by the
+        # compiler, the weights would stand on chip twice.
+        w = w.mT.contiguous()
+        weights = dict(w=w, w_strides=(w.stride(0), 1, w.stride(1), H))
+    args = common(inputs, form) | tensors | weights | dict(prev=prev, r=r)
+    args["VJP"] = EQUATIONS[inputs.cell].vjp
+    return Launch(scan_backward_kernel, tiles, args, form.options)
+
+
+def stepwise_backward(inputs: Inputs, launch: Launch) -> None:
+    """The backward scan a step at a time: the gates, then dr's product with all weights."""
+    args, ds, afresh = launch.args, launch.args["ds0"], fresh(inputs)
+    dr = args["dx"] if args["dr"] is None else args["dr"]
+    for k in reversed(range(inputs.x.shape[0])):
+        launch.go(first=k)
+        dh = product(at_step(dr, inputs.reverse, k).flatten(-2), inputs.w.mT, None)
+        dh = dh if inputs.d is None else dh * inputs.d
+        if afresh is not None:
+            dh = dh.masked_fill(at_step(afresh, inputs.reverse, k)[..., None], 0)
+        ds[0] += dh
+
+
+def at_step(v: Tensor, reverse: Sequence[bool], k: int) -> Tensor:
+    """What each group of v (T, B, N, ...) holds at the group's own k-th step."""
+    last = v.shape[0] - 1
+    parts = [part[last - k if back else k] for part, back in runs(v, reverse, 2)]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
