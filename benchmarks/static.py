@@ -21,7 +21,6 @@ from typing import Any, NamedTuple
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
 
 from rnnkit.cells import find
 from rnnkit.ops.sequence import Inputs
@@ -34,13 +33,6 @@ DTYPES = {
     "bf16": torch.bfloat16,
     "fp32": torch.float32,
     "fp64": torch.float64,
-}
-TYPES = {
-    torch.float16: "*fp16",
-    torch.bfloat16: "*bf16",
-    torch.float32: "*fp32",
-    torch.float64: "*fp64",
-    torch.int8: "*i8",
 }
 
 
@@ -104,33 +96,30 @@ def build(case: Case, form: fit.Form | None = None) -> Launch:
     return backward_launch(inputs, form, prev, tensor(*x.shape), arriving, tensor(*x.shape), dr)
 
 
-def source(launch: Launch) -> ASTSource:
-    """The kernel specialised to a launch's arguments, as the just-in-time compiler does it."""
-    signature: dict[str, Any] = {}
-    constants: dict[tuple[int, ...], Any] = {}
-    attributes: dict[tuple[int, ...], Any] = {}
-    for i, param in enumerate(launch.kernel.params):
-        value = launch.args[param.name]
-        if param.is_constexpr or value is None:
-            signature[param.name], constants[(i,)] = "constexpr", value
-        elif isinstance(value, torch.Tensor):
-            signature[param.name] = TYPES[value.dtype]
-            attributes[(i,)] = [["tt.divisibility", 16]]
-        elif isinstance(value, tuple):
-            # The just-in-time compiler takes a stride of 1 as a constant too.
-            signature[param.name] = tuple("constexpr" if v == 1 else "i32" for v in value)
-            constants |= {(i, k): 1 for k, v in enumerate(value) if v == 1}
-        else:
-            signature[param.name] = "i32"
-    return ASTSource(launch.kernel, signature, constants, attributes)
+class Driver:
+    """Stands in for a GPU's driver, so that the just-in-time compiler compiles for a target."""
+
+    def __init__(self, target: str) -> None:
+        self.target = target
+
+    def get_current_target(self) -> GPUTarget:
+        return TARGETS[self.target].gpu
+
+    def get_current_device(self) -> str:
+        return self.target  # kernels are cached by device, so each target is one
+
+    def get_current_stream(self, device: str) -> int:
+        return 0
 
 
 def measure(case: Case, form: fit.Form | None = None) -> dict[str, Any]:
     """Compiles one kernel: its form, registers, stack and shared memory in bytes."""
     launch = build(case, form)
-    kernel = triton.compile(source(launch), target=TARGETS[case.target].gpu, options=launch.options)
+    triton.runtime.driver.set_active(Driver(case.target))
+    arguments = (launch.tensors, launch.sizes, *launch.constants)
+    kernel = launch.kernel.run(*arguments, grid=launch.grid, warmup=True, **launch.options)
     row: dict[str, Any] = case._asdict() | {
-        "form": "resident" if launch.args["RESIDENT"] else "stepwise",
+        "form": "resident" if launch.constants[1].RESIDENT.value else "stepwise",
         "warps": launch.options["num_warps"],
         "shared": kernel.metadata.shared,
         "limit": TARGETS[case.target].shared,
@@ -172,7 +161,7 @@ def largest(case: Case) -> int:
 
 
 def resident(case: Case) -> bool:
-    return bool(build(case).args["RESIDENT"])
+    return bool(build(case).constants[1].RESIDENT.value)
 
 
 def cases(args: argparse.Namespace) -> Iterator[Case]:
@@ -211,7 +200,8 @@ def line(row: dict[str, Any]) -> str:
     return (
         f"{row['target']:7} {row['cell']:9} {row['dtype']} H {row['H']:4} {side:8} {extra:16} "
         f"{row['form']:8} {row['warps']} warps {row['registers']:3} registers "
-        f"{row['stack']:5} stack {row['shared']:6} of {row['limit']} bytes shared {'FAILS' if fails(row) else ''}"
+        f"{row['stack']:5} stack {row['shared']:6} of {row['limit']} bytes shared"
+        f"{' FAILS' if fails(row) else ''}"
     )
 
 

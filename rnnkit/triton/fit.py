@@ -13,12 +13,19 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 AMD = torch.version.hip is not None
 
 
+# Rows of a resident program: the least that a matrix instruction takes.
+ROWS = 16
+# The depth to which the compiler pipelines a loop's loads; it buffers one step less.
+STAGES = 3
+
+
 class Form(NamedTuple):
     """How a kernel is launched.
 
     resident: all weights stay on chip for the whole sequence; else one launch a step.
     rows, columns: the tile of one program. warps: of one program.
     stream: weights are read from shared memory at every step, not held in registers.
+    stages: 1, or the compiler's pipeline depth, which prefetches a step's tiles.
     registers: the most that a thread may use, or None for the compiler's choice.
     """
 
@@ -28,18 +35,17 @@ class Form(NamedTuple):
     warps: int
     stream: bool = False
     registers: int | None = None
+    stages: int = STAGES
 
     @property
     def options(self) -> dict[str, int]:
         """The compiler's options for this form."""
         limit = {} if self.registers is None else {"maxnreg": self.registers}
-        return {"num_warps": self.warps} | limit
+        return {"num_warps": self.warps, "num_stages": self.stages} | limit
 
 
 # Shared memory that a block may use where there is no device to ask, in bytes (H100).
 CAPACITY = 227 * 1024
-# Rows of a resident program: the least that a matrix instruction takes.
-ROWS = 16
 
 
 def capacity(device: torch.device) -> int:
@@ -49,15 +55,17 @@ def capacity(device: torch.device) -> int:
     return int(properties.shared_memory_per_block_optin)
 
 
-def need(gates: int, columns: int, dtype: torch.dtype, backward: bool) -> int:
-    """Bytes of shared memory of a resident kernel, at most, as compiled kernels show.
+def need(inputs: Inputs, columns: int, backward: bool, stages: int) -> int:
+    """Bytes of shared memory of a resident kernel, at most; `benchmarks.static` checks it.
 
-    The weights, and tiles on their way between layouts; twice the weights for the backward of a
-    wide dtype, which the compiler turns for the matrix units. `benchmarks.static` checks it.
+    All weights; what the pipeline prefetches of a step's tiles; two tiles that change layout.
     """
-    weights = gates * columns * columns * dtype.itemsize
-    wide = backward and dtype.itemsize > 2
-    return weights * (2 if wide else 1) + ROWS * columns * 4 * (8 if wide else 4)
+    cell, size = inputs.equations, inputs.x.dtype.itemsize
+    tiles = cell.gates + cell.masks + (inputs.d is not None)
+    if backward:
+        tiles += 2 * cell.states + (0 if cell.additive else cell.gates)
+    weights = cell.gates * columns * columns * size
+    return weights + ROWS * columns * ((stages - 1) * tiles * size + 2 * max(size, 4))
 
 
 def choose_form(inputs: Inputs, backward: bool, limit: int | None = None, amd: bool = AMD) -> Form:
@@ -65,7 +73,7 @@ def choose_form(inputs: Inputs, backward: bool, limit: int | None = None, amd: b
 
     Each is one whose compiled kernel uses no stack, as `benchmarks.static` shows.
     """
-    H, dtype, gates = inputs.x.shape[-1], inputs.x.dtype, inputs.equations.gates
+    H, dtype = inputs.x.shape[-1], inputs.x.dtype
     limit = capacity(inputs.x.device) if limit is None else limit
     columns = max(16, 1 << (H - 1).bit_length())
     # A low limit of registers, which the compiler otherwise sets itself so that several programs
@@ -73,9 +81,8 @@ def choose_form(inputs: Inputs, backward: bool, limit: int | None = None, amd: b
     registers = None if amd or INTERPRETED else 255
     # Triton's compiler fails on some float64 products of tiles, so those are torch's.
     compiled_double = dtype == torch.float64 and not INTERPRETED
-    if compiled_double or columns > 128 or need(gates, columns, dtype, backward) > limit:
+    depths = [n for n in (STAGES, 1) if need(inputs, columns, backward, n) <= limit]
+    if compiled_double or columns > 128 or not depths:
         return Form(False, 4, min(columns, 128), 4, registers=registers)
-    if columns <= 64:
-        warps = 8 if columns == 64 and not amd else 4
-        return Form(True, ROWS, columns, warps, registers=registers)
-    return Form(True, ROWS, columns, 8, stream=True)
+    warps = 4 if columns <= (64 if amd else 32) else 8
+    return Form(True, ROWS, columns, warps, columns > 64, registers, depths[0])

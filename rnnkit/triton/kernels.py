@@ -7,10 +7,85 @@ product is a matrix product of its own before (r, forward) or after (dr, backwar
 Pointers are to dense tensors, except x, m and w, which come with strides. Absent ones are None.
 """
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
 
 from ..ops import sequence
+
+
+class Forward(NamedTuple):
+    """The tensors of the forward kernel. Without RESIDENT, s0 and last are one buffer."""
+
+    x: Any
+    m: Any
+    w: Any
+    b: Any
+    p: Any
+    d: Any
+    s0: Any
+    r: Any
+    flags: Any
+    output: Any
+    cells: Any
+    last: Any
+
+
+class Backward(NamedTuple):
+    """The tensors of the backward kernel. Without RESIDENT, dlast and ds0 are one buffer.
+
+    With ADDITIVE, r holds x + r, and x is not read.
+    """
+
+    x: Any
+    m: Any
+    w: Any
+    p: Any
+    d: Any
+    r: Any
+    prev: Any
+    doutput: Any
+    dcells: Any
+    dlast: Any
+    flags: Any
+    dx: Any
+    dr: Any
+    ds0: Any
+    dp: Any
+
+
+class Sizes(NamedTuple):
+    """Steps first .. first + steps of T; strides of w: groups, inner units, outer units, gates."""
+
+    first: Any
+    steps: Any
+    T: Any
+    B: Any
+    N: Any
+    H: Any
+    x: Any
+    m: Any
+    w: Any
+
+
+class Static(NamedTuple):
+    """What a kernel is compiled for; each is a tl.constexpr."""
+
+    G: Any
+    S: Any
+    P: Any
+    E: Any
+    ADDITIVE: Any
+    REVERSE: Any
+    RUNS: Any
+    RESIDENT: Any
+    STREAM: Any
+    DTYPE: Any
+    PRECISION: Any
+    BB: Any
+    BH: Any
+
 
 FRESH = tl.constexpr(sequence.FRESH)
 LIVE = tl.constexpr(sequence.LIVE)
@@ -77,13 +152,12 @@ def accumulate(sums, tiles):
 
 
 @triton.jit
-def place(B, H, BB: tl.constexpr, BH: tl.constexpr):
+def place(z, C: tl.constexpr):
     """This program's first row, group, rows from the first, columns, and which of them exist."""
-    first = tl.program_id(0).to(tl.int64) * BB
-    rows = tl.arange(0, BB)
-    cols = tl.program_id(2) * BH + tl.arange(0, BH)
-    exists = first + rows < B
-    return first, tl.program_id(1).to(tl.int64), rows, cols, exists
+    row = tl.program_id(0).to(tl.int64) * C.BB
+    rows = tl.arange(0, C.BB)
+    cols = tl.program_id(2) * C.BH + tl.arange(0, C.BH)
+    return row, tl.program_id(1).to(tl.int64), rows, cols, row + rows < z.B, cols < z.H
 
 
 @triton.jit
@@ -93,229 +167,140 @@ def grid(rows, stride, cols):
 
 
 @triton.jit
-def time(k, T, n, N, REVERSE: tl.constexpr, RUNS: tl.constexpr):
+def time(k, n, z, C: tl.constexpr):
     """The time of group n's k-th step; bit i of REVERSE turns the i-th run of groups round."""
-    back = ((REVERSE >> (n // (N // RUNS))) & 1) == 1
-    return tl.cast(tl.where(back, T - 1 - k, k), tl.int64)
+    back = ((C.REVERSE >> (n // (z.N // C.RUNS))) & 1) == 1
+    return tl.cast(tl.where(back, z.T - 1 - k, k), tl.int64)
 
 
 @triton.jit
-def resident_weights(w, n, cols, H, strides, G: tl.constexpr):
-    """Every gate's weights; strides of groups, inner units, outer units and gates."""
-    square = cols[:, None] * strides[1] + cols[None, :] * strides[2]
-    ok = (cols < H)[:, None] & (cols < H)[None, :]
-    return load(w + n * strides[0], square, ok, G, strides[3], w.dtype.element_ty)
+def strided(base, strides, t, row, n, rows, cols, mask, count: tl.constexpr, dtype: tl.constexpr):
+    """`count` tiles of one step of a tensor (T, B, N, count, H)."""
+    here = base + t * strides[0] + row * strides[1] + n * strides[2]
+    return load(here, grid(rows, strides[1], cols), mask, count, strides[3], dtype)
 
 
 @triton.jit
-def scan_kernel(
-    x,
-    m,
-    w,
-    b,
-    p,
-    d,
-    s0,
-    r,
-    flags,
-    output,
-    cells,
-    last,  # fmt: skip
-    first,
-    steps,
-    T,
-    B,
-    N,
-    H,
-    x_strides,
-    m_strides,
-    w_strides,  # fmt: skip
-    STEP: tl.constexpr,
-    G: tl.constexpr,
-    S: tl.constexpr,
-    P: tl.constexpr,
-    E: tl.constexpr,  # fmt: skip
-    ADDITIVE: tl.constexpr,
-    REVERSE: tl.constexpr,
-    RUNS: tl.constexpr,
-    RESIDENT: tl.constexpr,
-    STREAM: tl.constexpr,  # fmt: skip
-    DTYPE: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BB: tl.constexpr,
-    BH: tl.constexpr,  # fmt: skip
-):
-    """Steps first .. first + steps of the scan. Without RESIDENT, s0 and last are one buffer."""
-    row, n, rows, cols, exists = place(B, H, BB, BH)
-    mask = exists[:, None] & (cols < H)[None, :]
-    # Every pointer moves to this program's first row and group.
-    base = row * N + n
-    plane = tl.cast(B, tl.int64) * N * H
-    at, row_at = grid(rows, N * H, cols), rows * N
-    x += row * x_strides[1] + n * x_strides[2]
-    x_at = grid(rows, x_strides[1], cols)
-    output += base * H
-    cells += base * H
-    last += base * H
-    s = load(s0 + base * H, at, mask, S, plane, DTYPE)
-    own = load(p, n * P * H + cols, cols < H, P, H, DTYPE)
-    bias = load(b, n * G * H + cols, cols < H, 0 if b is None else G, H, DTYPE)
-    if E:
-        m += row * m_strides[1] + n * m_strides[2]
-    if d is not None:
-        d += base * H
-    if RESIDENT:
-        weights = resident_weights(w, n, cols, H, w_strides, G)
-    else:
-        r += base * G * H
-        r_at = grid(rows, N * G * H, cols)
-    for k in tl.range(first, first + steps, disable_licm=STREAM):
-        t = time(k, T, n, N, REVERSE, RUNS)
-        x_t = load(x + t * x_strides[0], x_at, mask, G, x_strides[3], DTYPE)
-        if E:
-            m_at = grid(rows, m_strides[1], cols)
-            x_t = x_t + load(m + t * m_strides[0], m_at, mask, E, m_strides[3], DTYPE)
-        if flags is not None:
-            flag = tl.load(flags + t * B * N + base + row_at, mask=exists, other=0)[:, None]
+def resident_weights(w, z, n, cols, C: tl.constexpr):
+    """Every gate's weights, on chip; nothing if they are not to be resident."""
+    ok = (cols < z.H)[:, None] & (cols < z.H)[None, :]
+    square = cols[:, None] * z.w[1] + cols[None, :] * z.w[2]
+    count: tl.constexpr = C.G if C.RESIDENT else 0
+    return load(w + n * z.w[0], square, ok, count, z.w[3], w.dtype.element_ty)
+
+
+@triton.jit
+def product(h, weights, start, C: tl.constexpr):
+    """h times every gate's weights, each added to its start."""
+    out = ()
+    for g in tl.static_range(len(weights)):
+        q = h.to(weights[g].dtype)
+        r = tl.dot(q, weights[g], start[g], input_precision=C.PRECISION, out_dtype=C.DTYPE)
+        out = out + (r,)
+    return out
+
+
+@triton.jit
+def scan_kernel(a, z, STEP: tl.constexpr, C: tl.constexpr):
+    """The scan of `a: Forward` for steps first .. first + steps of `z: Sizes`."""
+    row, n, rows, cols, exists, real = place(z, C)
+    mask = exists[:, None] & real[None, :]
+    base = row * z.N + n
+    plane = tl.cast(z.B, tl.int64) * z.N * z.H
+    here, at = base * z.H, grid(rows, z.N * z.H, cols)
+    s = load(a.s0 + here, at, mask, C.S, plane, C.DTYPE)
+    own = load(a.p, n * C.P * z.H + cols, real, C.P, z.H, C.DTYPE)
+    bias = load(a.b, n * C.G * z.H + cols, real, 0 if a.b is None else C.G, z.H, C.DTYPE)
+    weights = resident_weights(a.w, z, n, cols, C)
+    for k in tl.range(z.first, z.first + z.steps, disable_licm=C.STREAM):
+        t = time(k, n, z, C)
+        x_t = strided(a.x, z.x, t, row, n, rows, cols, mask, C.G, C.DTYPE)
+        if C.E:
+            x_t = x_t + strided(a.m, z.m, t, row, n, rows, cols, mask, C.E, C.DTYPE)
+        if a.flags is not None:
+            flag = tl.load(a.flags + t * z.B * z.N + base + rows * z.N, mask=exists, other=0)
+            flag = flag[:, None]
             s = select((flag & FRESH) != 0, zeros_like(s), s)
-        if RESIDENT:
+        if C.RESIDENT:
             # d is read anew at every step: held, it would cost registers that the weights need.
-            h = s[0] if d is None else s[0] * tl.load(d + at, mask=mask, other=0).to(DTYPE)
-            h = h.to(w.dtype.element_ty)
-            r_t = ()
-            for g in tl.static_range(G):
-                # An additive cell's sum x + r forms in the product's accumulator.
-                start = x_t[g] if ADDITIVE else tl.zeros((BB, BH), DTYPE)
-                r_g = tl.dot(h, weights[g], start, out_dtype=DTYPE, input_precision=PRECISION)
-                r_t = r_t + (r_g,)
-            if ADDITIVE:
-                x_t = nothing(r_t) + x_t[G:]
+            h = s[0] if a.d is None else s[0] * tl.load(a.d + here + at, mask=mask, other=0)
+            # An additive cell's sum x + r forms in the product's accumulator.
+            r_t = product(h, weights, x_t[: C.G] if C.ADDITIVE else zeros_like(x_t[: C.G]), C)
+            x_t = nothing(r_t) + x_t[C.G :] if C.ADDITIVE else x_t
         else:
-            r_t = load(r, r_at, mask, G, H, DTYPE)
-            if flags is not None:
+            r_t = load(a.r + here * C.G, grid(rows, z.N * C.G * z.H, cols), mask, C.G, z.H, C.DTYPE)
+            if a.flags is not None:
                 r_t = select((flag & FRESH) != 0, zeros_like(r_t), r_t)
-        if b is not None:
-            r_t = add(r_t, bias)
-        new = STEP(x_t, r_t, s, own)
-        s = new if flags is None else select((flag & LIVE) != 0, new, s)
-        shown = s if flags is None else select((flag & LIVE) != 0, s, zeros_like(s))
-        tl.store(output + t * plane + at, shown[0].to(output.dtype.element_ty), mask=mask)
-        store(cells + t * plane, at, mask, shown, 1, T * plane)
-    store(last, at, mask, s, 0, plane)
+        new = STEP(x_t, r_t if a.b is None else add(r_t, bias), s, own)
+        s = new if a.flags is None else select((flag & LIVE) != 0, new, s)
+        shown = s if a.flags is None else select((flag & LIVE) != 0, s, zeros_like(s))
+        store(a.output + t * plane + here, at, mask, shown[:1], 0, 0)
+        store(a.cells + t * plane + here, at, mask, shown, 1, z.T * plane)
+    store(a.last + here, at, mask, s, 0, plane)
 
 
 @triton.jit
-def scan_backward_kernel(
-    x,
-    m,
-    w,
-    p,
-    d,
-    r,
-    prev,
-    doutput,
-    dcells,
-    dlast,
-    flags,
-    dx,
-    dr,
-    ds0,
-    dp,  # fmt: skip
-    first,
-    steps,
-    T,
-    B,
-    N,
-    H,
-    x_strides,
-    m_strides,
-    w_strides,  # fmt: skip
-    VJP: tl.constexpr,
-    G: tl.constexpr,
-    S: tl.constexpr,
-    P: tl.constexpr,
-    E: tl.constexpr,  # fmt: skip
-    ADDITIVE: tl.constexpr,
-    REVERSE: tl.constexpr,
-    RUNS: tl.constexpr,
-    RESIDENT: tl.constexpr,
-    STREAM: tl.constexpr,  # fmt: skip
-    DTYPE: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BB: tl.constexpr,
-    BH: tl.constexpr,  # fmt: skip
-):
-    """Steps first + steps - 1 down to first. Without RESIDENT, dlast and ds0 are one buffer.
+def arriving(a, z, ds, t, here, at, mask, plane, C: tl.constexpr):
+    """ds with what the step's states get from outside."""
+    total = ds
+    if a.doutput is not None:
+        total = add(ds[:1], load(a.doutput + t * plane + here, at, mask, 1, 0, C.DTYPE)) + ds[1:]
+    if a.dcells is not None:
+        cells = load(a.dcells + t * plane + here, at, mask, C.S - 1, z.T * plane, C.DTYPE)
+        total = total[:1] + add(total[1:], cells)
+    return total
 
-    With ADDITIVE, r holds x + r.
-    """
-    row, n, rows, cols, exists = place(B, H, BB, BH)
-    mask = exists[:, None] & (cols < H)[None, :]
-    # Every pointer moves to this program's first row and group.
-    base = row * N + n
-    plane = tl.cast(B, tl.int64) * N * H
-    at, row_at, gate_at = grid(rows, N * H, cols), rows * N, grid(rows, N * G * H, cols)
-    if not ADDITIVE:
-        x += row * x_strides[1] + n * x_strides[2]
-        x_at = grid(rows, x_strides[1], cols)
-    r += base * G * H
-    prev += base * H
-    dx += base * G * H
-    ds = load(dlast + base * H, at, mask, S, plane, DTYPE)
-    own = load(p, n * P * H + cols, cols < H, P, H, DTYPE)
-    dp += (tl.program_id(0) * N + n) * P * H
-    dp_sum = load(dp, cols, cols < H, P, H, DTYPE)
-    if E:
-        m += row * m_strides[1] + n * m_strides[2]
-    if dr is not None:
-        dr += base * G * H
-    if doutput is not None:
-        doutput += base * H
-    if dcells is not None:
-        dcells += base * H
-    if d is not None:
-        d += base * H
-    if RESIDENT:
-        weights = resident_weights(w, n, cols, H, w_strides, G)
-    for i in tl.range(steps, disable_licm=STREAM):
-        t = time(first + steps - 1 - i, T, n, N, REVERSE, RUNS)
-        r_t = load(r + t * plane * G, gate_at, mask, G, H, DTYPE)
-        if ADDITIVE:
-            x_t = nothing(r_t)
-        else:
-            x_t = load(x + t * x_strides[0], x_at, mask, G, x_strides[3], DTYPE)
-        if E:
-            m_at = grid(rows, m_strides[1], cols)
-            x_t = x_t + load(m + t * m_strides[0], m_at, mask, E, m_strides[3], DTYPE)
-        s = load(prev + t * plane, at, mask, S, T * plane, DTYPE)
-        total = ds
-        if doutput is not None:
-            dh = tl.load(doutput + t * plane + at, mask=mask, other=0).to(DTYPE)
-            total = (total[0] + dh,) + total[1:]
-        if dcells is not None:
-            arriving = load(dcells + t * plane, at, mask, S - 1, T * plane, DTYPE)
-            total = (total[0],) + add(total[1:], arriving)
-        dx_t, dr_t, old, dp_t = VJP(x_t, r_t, s, own, total)
-        if flags is not None:
-            flag = tl.load(flags + t * B * N + base + row_at, mask=exists, other=0)[:, None]
-            live = (flag & LIVE) != 0
-            dx_t = select(live, dx_t, zeros_like(dx_t))
-            dr_t = select(live, dr_t, zeros_like(dr_t))
+
+@triton.jit
+def through_weights(a, dr, old, weights, here, at, mask, C: tl.constexpr):
+    """The gradient of h through every gate's product, added to what it got directly."""
+    dh = old[0] if a.d is None else tl.zeros_like(old[0])
+    for g in tl.static_range(C.G):
+        q = dr[g].to(weights[g].dtype)
+        dh = tl.dot(q, weights[g], dh, input_precision=C.PRECISION, out_dtype=C.DTYPE)
+    if a.d is not None:
+        dh = old[0] + dh * tl.load(a.d + here + at, mask=mask, other=0)
+    return (dh,) + old[1:]
+
+
+@triton.jit
+def scan_backward_kernel(a, z, VJP: tl.constexpr, C: tl.constexpr):
+    """The backward of `a: Backward` for steps first + steps - 1 down to first of `z: Sizes`."""
+    row, n, rows, cols, exists, real = place(z, C)
+    mask = exists[:, None] & real[None, :]
+    base = row * z.N + n
+    plane = tl.cast(z.B, tl.int64) * z.N * z.H
+    here, at = base * z.H, grid(rows, z.N * z.H, cols)
+    gates, gate_at = here * C.G, grid(rows, z.N * C.G * z.H, cols)
+    ds = load(a.dlast + here, at, mask, C.S, plane, C.DTYPE)
+    own = load(a.p, n * C.P * z.H + cols, real, C.P, z.H, C.DTYPE)
+    dp = a.dp + (tl.program_id(0) * z.N + n) * C.P * z.H
+    dp_sum = load(dp, cols, real, C.P, z.H, C.DTYPE)
+    weights = resident_weights(a.w, z, n, cols, C)
+    for i in tl.range(z.steps, disable_licm=C.STREAM):
+        t = time(z.first + z.steps - 1 - i, n, z, C)
+        r_t = load(a.r + t * plane * C.G + gates, gate_at, mask, C.G, z.H, C.DTYPE)
+        x_t = nothing(r_t)
+        if not C.ADDITIVE:
+            x_t = strided(a.x, z.x, t, row, n, rows, cols, mask, C.G, C.DTYPE)
+        if C.E:
+            x_t = x_t + strided(a.m, z.m, t, row, n, rows, cols, mask, C.E, C.DTYPE)
+        s = load(a.prev + t * plane + here, at, mask, C.S, z.T * plane, C.DTYPE)
+        total = arriving(a, z, ds, t, here, at, mask, plane, C)
+        dx, dr, old, dp_t = VJP(x_t, r_t, s, own, total)
+        if a.flags is not None:
+            flag = tl.load(a.flags + t * z.B * z.N + base + rows * z.N, mask=exists, other=0)
+            live, afresh = (flag & LIVE)[:, None] != 0, (flag & FRESH)[:, None] != 0
+            dx, dr = select(live, dx, zeros_like(dx)), select(live, dr, zeros_like(dr))
             dp_t = select(live, dp_t, zeros_like(dp_t))
-        if RESIDENT:
-            dh = old[0] if d is None else tl.zeros((BB, BH), DTYPE)
-            for g in tl.static_range(G):
-                dr_g = dr_t[g].to(w.dtype.element_ty)
-                dh = tl.dot(dr_g, weights[g], dh, out_dtype=DTYPE, input_precision=PRECISION)
-            if d is not None:
-                dh = old[0] + dh * tl.load(d + at, mask=mask, other=0).to(DTYPE)
-            old = (dh,) + old[1:]
-        if flags is not None:
-            old = select((flag & FRESH) != 0, zeros_like(old), old)
-        ds = old if flags is None else select(live, old, ds)
-        store(dx + t * plane * G, gate_at, mask, dx_t, 0, H)
-        if dr is not None:
-            store(dr + t * plane * G, gate_at, mask, dr_t, 0, H)
+        if C.RESIDENT:
+            old = through_weights(a, dr, old, weights, here, at, mask, C)
+        if a.flags is not None:
+            old = select(live, select(afresh, zeros_like(old), old), ds)
+        ds = old
+        store(a.dx + t * plane * C.G + gates, gate_at, mask, dx, 0, z.H)
+        if a.dr is not None:
+            store(a.dr + t * plane * C.G + gates, gate_at, mask, dr, 0, z.H)
         dp_sum = accumulate(dp_sum, dp_t)
-    store(ds0 + base * H, at, mask, ds, 0, plane)
-    store(dp, cols, cols < H, dp_sum, 0, H)
+    store(a.ds0 + here, at, mask, ds, 0, plane)
+    store(dp, cols, real, dp_sum, 0, z.H)

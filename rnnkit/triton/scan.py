@@ -16,7 +16,7 @@ from ..ops.sequence import Inputs, flags, fresh, runs
 from ..reference.scan import product
 from .cells import EQUATIONS
 from .fit import INTERPRETED, Form, choose_form
-from .kernels import scan_backward_kernel, scan_kernel
+from .kernels import Backward, Forward, Sizes, Static, scan_backward_kernel, scan_kernel
 
 if TYPE_CHECKING:
     from ..dispatch import Problem
@@ -41,42 +41,51 @@ def why_not(problem: Problem) -> str | None:
 
 
 class Launch(NamedTuple):
-    """A kernel with its grid, arguments and warps: run by `go`, or compiled without a GPU."""
+    """A kernel with its grid, arguments and options: run by `go`, or compiled without a GPU."""
 
     kernel: Any
     grid: tuple[int, int, int]
-    args: dict[str, Any]
+    tensors: Forward | Backward
+    sizes: Sizes
+    constants: tuple[Any, Static]
     options: dict[str, int]
 
-    def go(self, **changed: Any) -> None:
-        self.kernel[self.grid](**(self.args | changed), **self.options)
+    def go(self, first: int = 0, **tensors: Tensor) -> None:
+        changed = self.tensors._replace(**tensors)
+        sizes = self.sizes._replace(first=first)
+        self.kernel[self.grid](changed, sizes, *self.constants, **self.options)
 
 
-def common(inputs: Inputs, form: Form) -> dict[str, Any]:
-    """The arguments that both kernels take."""
-    x, m, cell = inputs.x, inputs.m, inputs.equations
-    T, B, N, G, H = x.shape
-    sizes = dict(first=0, steps=T if form.resident else 1, T=T, B=B, N=N, H=H)
-    strides = dict(
-        x_strides=x.stride()[:4],
-        m_strides=None if m is None else m.stride()[:4],
+def sizes_of(inputs: Inputs, form: Form, w_strides: tuple[int, ...]) -> Sizes:
+    x, m = inputs.x, inputs.m
+    T, B, N, _, H = x.shape
+    m_strides = (0,) * 4 if m is None else m.stride()[:4]
+    return Sizes(0, T if form.resident else 1, T, B, N, H, x.stride()[:4], m_strides, w_strides)
+
+
+def static_of(inputs: Inputs, form: Form) -> Static:
+    cell, dtype = inputs.equations, inputs.x.dtype
+    values = (
+        cell.gates,
+        cell.states,
+        cell.rows,
+        cell.masks,
+        cell.additive,
+        sum(back << k for k, back in enumerate(inputs.reverse)),
+        len(inputs.reverse),
+        form.resident,
+        form.stream,
+        tl.float64 if dtype == torch.float64 else tl.float32,
+        "tf32" if rounds_to_tf32(dtype) else "ieee",
+        form.rows,
+        form.columns,
     )
-    static: dict[str, Any] = dict(
-        G=G, S=cell.states, P=cell.rows, E=cell.masks, BB=form.rows, BH=form.columns
-    )
-    static |= dict(
-        ADDITIVE=cell.additive,
-        REVERSE=sum(back << k for k, back in enumerate(inputs.reverse)),
-        RUNS=len(inputs.reverse),
-        RESIDENT=form.resident,
-        STREAM=form.stream,
-        DTYPE=tl.float64 if x.dtype == torch.float64 else tl.float32,
-        PRECISION="tf32" if rounds_to_tf32(x.dtype) else "ieee",
-    )
-    marks = flags(inputs)
-    marks = None if marks is None else marks.contiguous()
-    tensors = dict(x=x, m=m, p=inputs.p, d=inputs.d, flags=marks)
-    return tensors | sizes | strides | static
+    return Static(*map(tl.constexpr, values))
+
+
+def marks(inputs: Inputs) -> Tensor | None:
+    found = flags(inputs)
+    return None if found is None else found.contiguous()
 
 
 def rounds_to_tf32(dtype: torch.dtype) -> bool:
@@ -114,28 +123,29 @@ def scan(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
         if form.resident:
             launch.go()
         else:
-            stepwise(inputs, launch, start)
-            last.copy_(launch.args["last"])
+            stepwise(inputs, launch)
+            last.copy_(launch.tensors.last)
     return output, cells, last
 
 
 def forward_launch(
     inputs: Inputs, form: Form, start: Tensor, output: Tensor, cells: Tensor, last: Tensor
 ) -> Launch:
-    tensors = dict(b=inputs.b, s0=start, r=None, output=output, cells=cells, last=last)
+    x, m, w, b, p, d = (getattr(inputs, name) for name in ("x", "m", "w", "b", "p", "d"))
+    r = None
     if not form.resident:
         # The state between the steps, in the precision in which the kernel computes.
-        state = start.to(torch.promote_types(start.dtype, torch.float32), copy=True)
-        tensors |= dict(s0=state, last=state, r=inputs.x.new_empty(inputs.x.shape[1:]))
-    w, H = inputs.w, inputs.w.shape[-1]
-    weights = dict(w=w, w_strides=(w.stride(0), 1, w.stride(1), H * w.stride(1)))
-    args = common(inputs, form) | tensors | weights | {"STEP": EQUATIONS[inputs.cell].step}
-    return Launch(scan_kernel, grid(inputs, form), args, form.options)
+        start = last = start.to(torch.promote_types(start.dtype, torch.float32), copy=True)
+        r = x.new_empty(x.shape[1:])
+    tensors = Forward(x, m, w, b, p, d, start, r, marks(inputs), output, cells, last)
+    sizes = sizes_of(inputs, form, (w.stride(0), 1, w.stride(1), x.shape[-1] * w.stride(1)))
+    constants = EQUATIONS[inputs.cell].step, static_of(inputs, form)
+    return Launch(scan_kernel, grid(inputs, form), tensors, sizes, constants, form.options)
 
 
-def stepwise(inputs: Inputs, launch: Launch, start: Tensor) -> None:
-    """The forward scan a step at a time: a product of the state with all weights, then the gates."""
-    state, d = launch.args["s0"], inputs.d
+def stepwise(inputs: Inputs, launch: Launch) -> None:
+    """The forward scan a step at a time: the state's product with all weights, then the gates."""
+    state, d = launch.tensors.last, inputs.d
     for k in range(inputs.x.shape[0]):
         h = state[0].to(inputs.x.dtype)
         r = product(h if d is None else (h * d).to(h.dtype), inputs.w, None)
@@ -163,7 +173,7 @@ def scan_backward(
             launch.go()
         else:
             stepwise_backward(inputs, launch)
-    ds0, dp = launch.args["ds0"], launch.args["dp"]
+    ds0, dp = launch.tensors.ds0, launch.tensors.dp
     return dx, dx if dr is None else dr, ds0.to(x.dtype), dp.sum(0).to(x.dtype)
 
 
@@ -176,34 +186,34 @@ def backward_launch(
     dx: Tensor,
     dr: Tensor | None,
 ) -> Launch:
-    x, cell = inputs.x, inputs.equations
+    x, m, w, p, d = (getattr(inputs, name) for name in ("x", "m", "w", "p", "d"))
     _, B, N, _, H = x.shape
-    wide = torch.promote_types(x.dtype, torch.float32)
-    shape = (cell.states, B, N, H)
-    dlast = arriving["dlast"]
+    wide, cell = torch.promote_types(x.dtype, torch.float32), inputs.equations
+    shape, dlast = (cell.states, B, N, H), arriving["dlast"]
     dense = {k: None if v is None else v.contiguous() for k, v in arriving.items()}
     start = x.new_zeros(shape, dtype=wide) if dlast is None else dlast.to(wide).contiguous()
     ds0 = x.new_empty(shape, dtype=wide) if form.resident else start.clone()
-    tiles = grid(inputs, form)
-    dp = x.new_zeros(tiles[0], N, cell.rows, H, dtype=wide)
-    tensors = dense | dict(dlast=start if form.resident else ds0, ds0=ds0, dp=dp, dx=dx, dr=dr)
-    r = r + inputs.x if cell.additive else r
-    w = inputs.w
-    weights = dict(w=w, w_strides=(w.stride(0), w.stride(1), 1, H * w.stride(1)))
+    dense["dlast"] = start if form.resident else ds0
+    dp = x.new_zeros(grid(inputs, form)[0], N, cell.rows, H, dtype=wide)
+    w_strides = (w.stride(0), w.stride(1), 1, H * w.stride(1))
     if form.resident and w.dtype.itemsize > 2:
         # The matrix units read wide operands along the inner dimension only: turned by the
         # compiler, the weights would stand on chip twice.
         w = w.mT.contiguous()
-        weights = dict(w=w, w_strides=(w.stride(0), 1, w.stride(1), H))
-    args = common(inputs, form) | tensors | weights | dict(prev=prev, r=r)
-    args["VJP"] = EQUATIONS[inputs.cell].vjp
-    return Launch(scan_backward_kernel, tiles, args, form.options)
+        w_strides = (w.stride(0), 1, w.stride(1), H)
+    r = r + x if cell.additive else r
+    more = dict(flags=marks(inputs), dx=dx, dr=dr, ds0=ds0, dp=dp)
+    tensors = Backward(x, m, w, p, d, r, prev, **dense, **more)
+    sizes = sizes_of(inputs, form, w_strides)
+    constants = EQUATIONS[inputs.cell].vjp, static_of(inputs, form)
+    tiles = grid(inputs, form)
+    return Launch(scan_backward_kernel, tiles, tensors, sizes, constants, form.options)
 
 
 def stepwise_backward(inputs: Inputs, launch: Launch) -> None:
     """The backward scan a step at a time: the gates, then dr's product with all weights."""
-    args, ds, afresh = launch.args, launch.args["ds0"], fresh(inputs)
-    dr = args["dx"] if args["dr"] is None else args["dr"]
+    tensors, ds, afresh = launch.tensors, launch.tensors.ds0, fresh(inputs)
+    dr = tensors.dx if tensors.dr is None else tensors.dr
     for k in reversed(range(inputs.x.shape[0])):
         launch.go(first=k)
         dh = product(at_step(dr, inputs.reverse, k).flatten(-2), inputs.w.mT, None)
