@@ -177,14 +177,14 @@ def cases(args: argparse.Namespace) -> Iterator[Case]:
                             yield case._replace(H=H)
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--targets", nargs="+", default=list(TARGETS), choices=list(TARGETS))
     parser.add_argument("--cells", nargs="+", default=sorted(EQUATIONS))
     parser.add_argument("--dtypes", nargs="+", default=list(DTYPES), choices=list(DTYPES))
     parser.add_argument("--sizes", nargs="+", type=int)
     parser.add_argument("--json", action="store_true", help="print one JSON object a line")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     bad = count = 0
     for case in cases(args):
         row = measure(case)

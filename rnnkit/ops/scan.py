@@ -15,7 +15,8 @@ from torch import Tensor
 from .. import dispatch
 from ..reference import scan as reference
 from .check import check
-from .sequence import Inputs, previous
+from .gradients import gradients
+from .sequence import Inputs
 from .transforms import differentiable, fold, unfold
 
 # Where the group (or the batch) dimension of each argument stands: vmap folds into it.
@@ -162,30 +163,6 @@ def allocate_gradients(x: Tensor, w: Tensor, cell: str) -> tuple[Tensor, ...]:
         (N, equations.rows, H),
     )
     return tuple(x.new_empty(shape) for shape in shapes)
-
-
-def gradients(
-    backend: dispatch.Backend,
-    inputs: Inputs,
-    states: tuple[Tensor, ...],
-    arriving: tuple[Tensor | None, Tensor | None, Tensor | None],
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """dx, dw, db, ds0 and dp: all that is parallel in time here, the rest in the backend."""
-    prev = previous(inputs, states)
-    gates = inputs.x.unbind(3)
-    if inputs.m is not None:
-        gates += inputs.m.to(inputs.x.dtype).unbind(3)
-    r = torch.stack(reference.recurrent(inputs, gates, prev, inputs.parameters), 3)
-    dx, dr, ds0, dp = backend.scan_backward(inputs, prev, r, *arriving)
-    fed = reference.fed(inputs, gates, prev, r)
-    dw = torch.cat([contract(dr[:, :, :, rows], q) for q, rows in fed], 1)
-    return dx, dw, dr.sum((0, 1)).flatten(1), ds0, dp
-
-
-def contract(dr: Tensor, q: Tensor) -> Tensor:
-    """The gradient (N, G * H, H) of weights that met q (T, B, N, H) and got dr (T, B, N, G, H)."""
-    rows = dr.flatten(3).flatten(0, 1).transpose(0, 1)
-    return rows.mT @ q.flatten(0, 1).transpose(0, 1)
 
 
 def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

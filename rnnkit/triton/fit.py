@@ -76,13 +76,18 @@ def choose_form(inputs: Inputs, backward: bool, limit: int | None = None, amd: b
     H, dtype = inputs.x.shape[-1], inputs.x.dtype
     limit = capacity(inputs.x.device) if limit is None else limit
     columns = max(16, 1 << (H - 1).bit_length())
-    # A low limit of registers, which the compiler otherwise sets itself so that several programs
-    # run on one processor, would spill; a recurrent program has a processor to itself.
-    registers = None if amd or INTERPRETED else 255
+    # The compiler limits a small kernel's registers, so that several programs run on one processor,
+    # and then spills; a recurrent program has a processor to itself. A large kernel it treats well.
+    small = inputs.equations.gates * columns * dtype.itemsize <= 768
+    registers = 255 if small and not (amd or INTERPRETED) else None
     # Triton's compiler fails on some float64 products of tiles, so those are torch's.
     compiled_double = dtype == torch.float64 and not INTERPRETED
     depths = [n for n in (STAGES, 1) if need(inputs, columns, backward, n) <= limit]
-    if compiled_double or columns > 128 or not depths:
-        return Form(False, 4, min(columns, 128), 4, registers=registers)
-    warps = 4 if columns <= (64 if amd else 32) else 8
+    # The one case that would spill: single elements are loaded where H is no multiple of 16.
+    flagged = inputs.lengths is not None or inputs.resets is not None
+    ragged = columns > 64 and H % 16 > 0 and inputs.equations.gates > 3 and flagged
+    if compiled_double or columns > 128 or not depths or (ragged and not backward):
+        return Form(False, 4, min(columns, 128), 4, registers=None if amd or INTERPRETED else 255)
+    few = 64 if amd else 32 if dtype.itemsize == 2 else 16
+    warps = 4 if columns <= few else 8
     return Form(True, ROWS, columns, warps, columns > 64, registers, depths[0])

@@ -7,148 +7,14 @@ product is a matrix product of its own before (r, forward) or after (dr, backwar
 Pointers are to dense tensors, except x, m and w, which come with strides. Absent ones are None.
 """
 
-from typing import Any, NamedTuple
-
 import triton
 import triton.language as tl
 
 from ..ops import sequence
-
-
-class Forward(NamedTuple):
-    """The tensors of the forward kernel. Without RESIDENT, s0 and last are one buffer."""
-
-    x: Any
-    m: Any
-    w: Any
-    b: Any
-    p: Any
-    d: Any
-    s0: Any
-    r: Any
-    flags: Any
-    output: Any
-    cells: Any
-    last: Any
-
-
-class Backward(NamedTuple):
-    """The tensors of the backward kernel. Without RESIDENT, dlast and ds0 are one buffer.
-
-    With ADDITIVE, r holds x + r, and x is not read.
-    """
-
-    x: Any
-    m: Any
-    w: Any
-    p: Any
-    d: Any
-    r: Any
-    prev: Any
-    doutput: Any
-    dcells: Any
-    dlast: Any
-    flags: Any
-    dx: Any
-    dr: Any
-    ds0: Any
-    dp: Any
-
-
-class Sizes(NamedTuple):
-    """Steps first .. first + steps of T; strides of w: groups, inner units, outer units, gates."""
-
-    first: Any
-    steps: Any
-    T: Any
-    B: Any
-    N: Any
-    H: Any
-    x: Any
-    m: Any
-    w: Any
-
-
-class Static(NamedTuple):
-    """What a kernel is compiled for; each is a tl.constexpr."""
-
-    G: Any
-    S: Any
-    P: Any
-    E: Any
-    ADDITIVE: Any
-    REVERSE: Any
-    RUNS: Any
-    RESIDENT: Any
-    STREAM: Any
-    DTYPE: Any
-    PRECISION: Any
-    BB: Any
-    BH: Any
-
+from .tiles import accumulate, add, load, nothing, select, store, zeros_like
 
 FRESH = tl.constexpr(sequence.FRESH)
 LIVE = tl.constexpr(sequence.LIVE)
-
-
-@triton.jit
-def load(base, offsets, mask, count: tl.constexpr, stride, dtype: tl.constexpr):
-    """`count` tiles, `stride` apart, as a tuple."""
-    tiles = ()
-    for k in tl.static_range(count):
-        tiles = tiles + (tl.load(base + k * stride + offsets, mask=mask, other=0).to(dtype),)
-    return tiles
-
-
-@triton.jit
-def store(base, offsets, mask, tiles, start: tl.constexpr, stride):
-    """The tiles from the start-th on, `stride` apart."""
-    for k in tl.static_range(start, len(tiles)):
-        value = tiles[k].to(base.dtype.element_ty)
-        tl.store(base + (k - start) * stride + offsets, value, mask=mask)
-
-
-@triton.jit
-def select(condition, a, b):
-    """Where the condition holds a's tiles, else b's."""
-    tiles = ()
-    for k in tl.static_range(len(a)):
-        tiles = tiles + (tl.where(condition, a[k], b[k]),)
-    return tiles
-
-
-@triton.jit
-def zeros_like(tiles):
-    out = ()
-    for k in tl.static_range(len(tiles)):
-        out = out + (tl.zeros_like(tiles[k]),)
-    return out
-
-
-@triton.jit
-def nothing(tiles):
-    """What adds nothing: the compiler removes the addition of -0, but not of 0."""
-    out = ()
-    for k in tl.static_range(len(tiles)):
-        out = out + (tl.full(tiles[k].shape, -0.0, tiles[k].dtype),)
-    return out
-
-
-@triton.jit
-def add(a, b):
-    out = ()
-    for k in tl.static_range(len(a)):
-        out = out + (a[k] + b[k],)
-    return out
-
-
-@triton.jit
-def accumulate(sums, tiles):
-    """Adds each tile's sum over its rows."""
-    out = ()
-    for k in tl.static_range(len(sums)):
-        out = out + (sums[k] + tl.sum(tiles[k], 0),)
-    return out
 
 
 @triton.jit

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from ..ops.sequence import Inputs, flags, fresh, runs
 from ..reference.scan import product
+from .arguments import Backward, Forward, Sizes, Static
 from .cells import EQUATIONS
 from .fit import INTERPRETED, Form, choose_form
-from .kernels import Backward, Forward, Sizes, Static, scan_backward_kernel, scan_kernel
+from .kernels import scan_backward_kernel, scan_kernel
 
 if TYPE_CHECKING:
     from ..dispatch import Problem
@@ -45,7 +46,7 @@ class Launch(NamedTuple):
 
     kernel: Any
     grid: tuple[int, int, int]
-    tensors: Forward | Backward
+    tensors: Any  # Forward or Backward
     sizes: Sizes
     constants: tuple[Any, Static]
     options: dict[str, int]

@@ -1,0 +1,80 @@
+"""Where tests run, and what every one of them can rely on.
+
+Kernels run in Triton's interpreter on the CPU, or, with RNNKIT_TEST_DEVICE=cuda, compiled on a GPU.
+The registry's cells and backends are the parameters: a new cell gets every test by itself, and the
+toy cell, registered from outside the package, shows that it does.
+"""
+
+import os
+
+DEVICE_NAME = os.environ.get("RNNKIT_TEST_DEVICE", "cpu")
+if DEVICE_NAME == "cpu":
+    os.environ["TRITON_INTERPRET"] = "1"
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+import pytest
+import torch
+import toy_cell
+
+import rnnkit
+import rnnkit.triton.cells
+from rnnkit.triton import fit
+from rnnkit.triton import scan as triton_scan
+
+toy_cell.register()
+torch.set_num_threads(2)
+
+BACKENDS = {
+    "reference": sorted(rnnkit.cells.CELLS),
+    "triton": sorted(rnnkit.triton.cells.EQUATIONS),
+    "stepwise": sorted(rnnkit.triton.cells.EQUATIONS),
+}
+
+
+def pytest_addoption(parser):
+    parser.addoption("--device", default=DEVICE_NAME, help="cpu or cuda (RNNKIT_TEST_DEVICE)")
+
+
+def pytest_generate_tests(metafunc):
+    """`cell` alone: every cell; `cell` with `on`: every cell on every backend that has it."""
+    names = metafunc.fixturenames
+    if "cell" in names and "on" in names:
+        pairs = [(cell, on) for on, cells in BACKENDS.items() for cell in cells]
+        ids = [f"{cell}-{on}" for cell, on in pairs]
+        metafunc.parametrize(("cell", "on"), pairs, ids=ids, indirect=["on"])
+    elif "cell" in names:
+        metafunc.parametrize("cell", BACKENDS["reference"])
+
+
+@pytest.fixture
+def on(request, monkeypatch):
+    """Runs the test on one backend; "stepwise" is triton with no room for resident weights."""
+    if request.param == "stepwise":
+
+        def no_room(*args, **kwargs):
+            return fit.choose_form(*args, **(kwargs | {"limit": 0}))
+
+        monkeypatch.setattr(triton_scan, "choose_form", no_room)
+    name = "triton" if request.param == "stepwise" else request.param
+    with rnnkit.backend(name):
+        yield request.param
+
+
+@pytest.fixture
+def device():
+    return torch.device(DEVICE_NAME)
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory():
+    """Fills new memory with NaN, so that an element which no kernel wrote shows."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.use_deterministic_algorithms(before)
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
