@@ -12,9 +12,9 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
@@ -31,8 +31,7 @@ BACKENDS = {
 }
 
 
-@dataclass(frozen=True)
-class Problem:
+class Problem(NamedTuple):
     """All that decides which backend runs: sizes, dtype, device, and whether a gradient is asked.
 
     `extras` are what only a layer knows ("lengths", "resets", ...); for a bare scan they are None,
@@ -80,6 +79,7 @@ _records: list[Decision] | None = None
 _warned: set[str] = set()
 
 
+@lru_cache
 def load(name: str) -> tuple[Any, str | None]:
     """A backend's module, or None and the reason why it cannot be imported."""
     try:
@@ -94,12 +94,21 @@ def why_not(name: str, problem: Problem) -> str | None:
     return reason if module is None else module.why_not(problem)
 
 
+def slower(name: str, problem: Problem) -> str | None:
+    """Why a backend that could run a problem is not preferred for it, by a measured result."""
+    if name == "torch" and problem.device.type != "cpu":
+        return "no stored result shows torch.nn's kernels faster on this device"
+    return None
+
+
 @lru_cache(4096)
 def decide(problem: Problem, forced: str | None) -> Decision:
     """The first backend that can run the problem, or the forced one; or raises with all reasons."""
     reasons: list[tuple[str, str]] = []
     for name in BACKENDS:
         reason = why_not(name, problem)
+        if reason is None and forced is None:
+            reason = slower(name, problem)
         if reason is None and name == (forced or name):
             return Decision(problem, name, tuple(reasons))
         if reason is not None:
@@ -130,7 +139,7 @@ def record(decision: Decision) -> None:
     problem = decision.problem
     if _records is not None:
         # What a layer decided and recorded, its scan decides again.
-        last = replace(_records[-1].problem, extras=None) if _records else None
+        last = _records[-1].problem._replace(extras=None) if _records else None
         if problem != last:
             _records.append(decision)
     if decision.backend == "reference" and problem.device.type == "cuda" and _forced is None:
@@ -191,9 +200,12 @@ def explain(module: torch.nn.Module, *args: Any, **kwargs: Any) -> None:
 
 def plain_arithmetic(device: torch.device) -> AbstractContextManager[Any]:
     """An operator computes in its arguments' dtypes: autocast must not reach inside."""
-    if torch.is_autocast_enabled(device.type):
-        return torch.autocast(device.type, enabled=False)
-    return nullcontext()
+    return torch.autocast(device.type, enabled=False) if autocasts(device) else nullcontext()
+
+
+def autocasts(device: torch.device) -> bool:
+    """Whether autocast is on for a device; of some, such as meta, it knows nothing."""
+    return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
 
 
 if "RNNKIT_BACKEND" in os.environ:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,7 +11,10 @@ from torch import Tensor
 from . import dispatch, torch_kernels
 from .cells import Cell, find
 from .ops.scan import scan
-from .ops.sequence import Inputs, fresh, starts
+from .ops.sequence import Inputs, backward_groups, fresh, starts
+
+if TYPE_CHECKING:
+    from .layers.sequences import Call
 
 __all__ = ["Weights", "recurrent", "scan"]
 
@@ -60,11 +63,9 @@ def recurrent(
         lengths: (B,), integer. A row past its length keeps its states and outputs zero.
         resets: (T, B), bool. Where True, the row starts a new sequence at that step.
     """
-    if not torch.compiler.is_compiling():
-        problem = layer_problem(input, state, weights, cell, reverse, lengths, resets)
-        if dispatch.settle(problem) is torch_kernels:
-            output, last = torch_kernels.layer(input, state, weights, cell)
-            return Result(output, last, None)
+    if on_torch(input, state, weights, cell, reverse, lengths, resets):
+        output, last = torch_kernels.layer(input, state, weights, cell)
+        return Result(output, last, None)
     inputs, h0 = prepare(input, state, weights, find(cell), reverse, lengths, resets)
     output, cells, final = scan(*inputs)
     h, *others = final.transpose(1, 2)
@@ -72,9 +73,42 @@ def recurrent(
         hr = torch.stack([w.hr for w in weights if w.hr is not None]).to(output.dtype)
         output = torch.einsum("tbnh,nph->tbnp", output, hr)
         h = h @ hr.mT
-        if h0 is not None and lengths is not None:
+        if h0 is not None and input.shape[0] == 0:
+            h = h0.to(h.dtype)
+        elif h0 is not None and lengths is not None:
             h = torch.where((lengths <= 0)[:, None], h0.to(h.dtype), h)
     return Result(output.flatten(2), (h, *others), cells)
+
+
+def packed(
+    call: Call,
+    layers: Sequence[Sequence[Weights]],
+    cell: str,
+    reverse: Sequence[bool],
+    dropout: float,
+) -> tuple[Tensor, tuple[Tensor, ...]] | None:
+    """A packed batch through all layers without padding it, where dispatch says so; else None."""
+    if call.packed is None or not on_torch(call.input, call.state, layers[0], cell, reverse):
+        return None
+    data, sizes = call.packed.data, call.packed.batch_sizes
+    return torch_kernels.packed(data, sizes, call.state, layers, cell, dropout)
+
+
+def on_torch(
+    input: Tensor,
+    state: tuple[Tensor, ...] | None,
+    weights: Sequence[Weights],
+    cell: str,
+    reverse: Sequence[bool],
+    lengths: Tensor | None = None,
+    resets: Tensor | None = None,
+) -> bool:
+    """Whether torch.nn's own kernel runs this layer, by dispatch's decision."""
+    # A trace must hold the operator, which chooses where it runs; symbolic sizes are a trace too.
+    if torch.compiler.is_compiling() or type(input.shape[0]) is not int:
+        return False
+    problem = layer_problem(input, state, weights, cell, reverse, lengths, resets)
+    return dispatch.settle(problem) is torch_kernels
 
 
 def layer_problem(
@@ -91,7 +125,7 @@ def layer_problem(
         "lengths": lengths is not None,
         "resets": resets is not None,
         "torch.func transforms": torch._C._are_functorch_transforms_active(),
-        "uniform autocast": torch.is_autocast_enabled(input.device.type),
+        "uniform autocast": dispatch.autocasts(input.device),
         "empty sequences": input.numel() == 0,
         "a lone reversed direction": tuple(reverse) not in ((False,), (False, True)),
     }
@@ -172,11 +206,10 @@ def inject(inputs: Inputs, hh: Tensor, h0: Tensor) -> Inputs:
     """
     x = inputs.x
     steps = torch.arange(x.shape[0], device=x.device)[:, None, None]
-    ends = [x.shape[0] - 1 if back else 0 for back in inputs.reverse]
-    first = (steps == torch.tensor(ends, device=x.device)).expand(x.shape[:3])
+    backward = backward_groups(inputs)
+    first = (steps == torch.where(backward, x.shape[0] - 1, 0)).expand(x.shape[:3])
     if inputs.lengths is not None and any(inputs.reverse):
-        forward = torch.tensor([not back for back in inputs.reverse], device=x.device)
-        first = (first & forward) | starts(inputs)
+        first = (first & ~backward) | starts(inputs)
     afresh = fresh(inputs)
     if afresh is not None:
         first = first & ~afresh

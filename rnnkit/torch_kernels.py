@@ -45,10 +45,7 @@ def layer(
 ) -> tuple[Tensor, Tensors]:
     """output (T, B, D * H) and the final states, each (D, B, H)."""
     first, D = weights[0], len(weights)
-    if state is None:
-        G, S = find(cell).gates, find(cell).states
-        sizes = [first.hh.shape[1], first.hh.shape[0] // G][:S]
-        state = tuple(input.new_zeros(D, input.shape[1], size) for size in sizes)
+    state = start(input, input.shape[1], state, [weights], cell)
     if input.shape[0] == 1 and D == 1 and first.hr is None:
         step: Any = tuple(v[0] for v in state)
         found = CELLS[cell](input[0], step if cell == "lstm" else step[0], *first[:4])
@@ -57,5 +54,40 @@ def layer(
     flat = [v for w in weights for v in w[:5] if v is not None]
     biased, train = first.b_ih is not None, torch.is_grad_enabled()
     hx: Any = state if cell == "lstm" else state[0]
-    output, *last = LAYERS[cell](input, hx, flat, biased, 1, 0.0, train, D == 2, False)
-    return output, tuple(last)
+    output, *final = LAYERS[cell](input, hx, flat, biased, 1, 0.0, train, D == 2, False)
+    return output, tuple(final)
+
+
+def packed(
+    data: Tensor,
+    sizes: Tensor,
+    state: Tensors | None,
+    layers: Sequence[Sequence[Weights]],
+    cell: str,
+    dropout: float,
+) -> tuple[Tensor, Tensors]:
+    """All layers over a packed batch, without padding it: its data, and each final state."""
+    state = start(data, int(sizes[0]), state, layers, cell)
+    flat = [v for weights in layers for w in weights for v in w[:5] if v is not None]
+    biased, D = layers[0][0].b_ih is not None, len(layers[0])
+    hx: Any = state if cell == "lstm" else state[0]
+    train = dropout > 0 or torch.is_grad_enabled()
+    output, *final = LAYERS[cell](
+        data, sizes, hx, flat, biased, len(layers), dropout, train, D == 2
+    )
+    return output, tuple(final)
+
+
+def start(
+    input: Tensor,
+    B: int,
+    state: Tensors | None,
+    layers: Sequence[Sequence[Weights]],
+    cell: str,
+) -> Tensors:
+    """The initial states, dense; zeros if none are given."""
+    if state is not None:
+        return tuple(v.contiguous() for v in state)
+    first, rows = layers[0][0], len(layers) * len(layers[0])
+    sizes = [first.hh.shape[1], first.hh.shape[0] // find(cell).gates][: find(cell).states]
+    return tuple(input.new_zeros(rows, B, size) for size in sizes)

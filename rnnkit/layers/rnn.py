@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from ..functional import recurrent
+from ..functional import packed, recurrent
 from . import sequences
 from .base import Gated, check_dropout, check_flags, check_sizes
 
@@ -127,6 +127,10 @@ class Recurrent(Gated):
     ) -> tuple[Any, State]:
         weights = [[self.weights(v) for v in self.suffixes(k)] for k in range(self.num_layers)]
         call = sequences.enter(self, weights[0][0].ih, input, hx, lengths, resets)
+        if call.packed is not None and call.lengths is not None:
+            found = packed(call, weights, self.cell, self.reverse, self.dropout * self.training)
+            if found is not None:
+                return sequences.leave(self, call, *found)
         output, finals, D = call.input, [], len(self.reverse)
         for layer, directions in enumerate(weights):
             state = call.state and tuple(v[layer * D : (layer + 1) * D] for v in call.state)

@@ -11,6 +11,8 @@ import torch
 from torch import _VF, Tensor
 from torch.nn.utils.rnn import PackedSequence
 
+from ..dispatch import autocasts
+
 if TYPE_CHECKING:
     from .base import Gated
     from .rnn import Recurrent
@@ -74,7 +76,10 @@ def leave(
 ) -> tuple[Any, Any]:
     """The inner results in the form in which the call came."""
     if call.packed is not None and call.packed_lengths is not None:
-        data = _VF._pack_padded_sequence(output, call.packed_lengths, False)[0]
+        # From a backend that takes packed batches the output comes as packed data.
+        data = output
+        if output.dim() == 3:
+            data = _VF._pack_padded_sequence(output, call.packed_lengths, False)[0]
         _, sizes, order, back = call.packed
         if back is not None:
             state = tuple(v.index_select(1, back) for v in state)
@@ -149,7 +154,7 @@ def match(weight: Tensor, value: Tensor, name: str = "input", other: str = "weig
         raise ValueError(
             f"RNN {name} device ({value.device}) does not match {other} device ({weight.device})"
         )
-    if value.dtype != weight.dtype and not torch.is_autocast_enabled(value.device.type):
+    if value.dtype != weight.dtype and not autocasts(value.device):
         raise ValueError(
             f"RNN {name} dtype ({value.dtype}) does not match {other} dtype ({weight.dtype}). "
             f"Convert {name}: {name}.to({weight.dtype}), or convert model: model.to({value.dtype})"
@@ -172,7 +177,7 @@ def enter_lengths(lengths: Any, input: Tensor, batched: bool) -> Tensor:
         low, high = (int(v) for v in lengths.aminmax())
         if low < 0 or high > T:
             raise ValueError(f"lengths: expected values in [0, T = {T}], got {low} to {high}")
-    return lengths.view(B).to(input.device, non_blocking=True)
+    return lengths.view(B).clamp(0, T).to(input.device, non_blocking=True)
 
 
 def enter_resets(resets: Any, input: Tensor, batched: bool, batch_first: bool) -> Tensor:

@@ -25,11 +25,13 @@ def gradients(
     gates = inputs.x.unbind(3)
     if inputs.m is not None:
         gates += inputs.m.to(inputs.x.dtype).unbind(3)
-    r = torch.stack(reference.recurrent(inputs, gates, prev, inputs.parameters), 3)
+    r = reference.recurrent_gates(inputs, gates, prev.unbind(0), inputs.parameters)
     dx, dr, ds0, dp = backend.scan_backward(inputs, prev, r, *arriving)
-    fed = reference.fed(inputs, gates, prev, r)
+    fed = reference.fed(inputs, gates, prev.unbind(0), r)
     dw = torch.cat([contract(dr[:, :, :, rows], q) for q, rows in fed], 1)
-    return dx, dw, dr.sum((0, 1)).flatten(1), ds0, dp
+    # Without a bias nobody reads its gradient, and to sum it would read all of dr.
+    db = dw.new_zeros(dw.shape[:2]) if inputs.b is None else dr.sum((0, 1)).flatten(1)
+    return dx, dw, db, ds0, dp
 
 
 def contract(dr: Tensor, q: Tensor) -> Tensor:

@@ -96,7 +96,7 @@ def _scan_op(
     cell: str,
     reverse: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    inputs = Inputs(x, w, b, s0, p, m, d, lengths, resets, cell, reverse)
+    inputs = given(x, w, b, s0, p, m, d, lengths, resets, cell, reverse)
     if x.numel() == 0:
         output, cells, last = allocate(x, cell)
         return output, cells, last.zero_() if s0 is None else last.copy_(s0)
@@ -128,10 +128,9 @@ def _scan_backward_op(
     cell: str,
     reverse: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    inputs = Inputs(x, w, b, s0, p, m, d, lengths, resets, cell, reverse)
+    inputs = given(x, w, b, s0, p, m, d, lengths, resets, cell, reverse)
     if x.numel() == 0:
-        dx, dw, db, ds0, dp = (v.zero_() for v in allocate_gradients(x, w, cell))
-        return dx, dw, db, ds0 if dlast is None else ds0.copy_(dlast), dp
+        return empty_gradients(inputs, dlast)
     with dispatch.plain_arithmetic(x.device):
         backend = dispatch.choose(inputs, backward=True)
         return gradients(backend, inputs, (output, *cells), (doutput, dcells, dlast))
@@ -163,6 +162,20 @@ def allocate_gradients(x: Tensor, w: Tensor, cell: str) -> tuple[Tensor, ...]:
         (N, equations.rows, H),
     )
     return tuple(x.new_empty(shape) for shape in shapes)
+
+
+def given(*values: Any) -> Inputs:
+    """The operator's arguments as backends take them: d comes in any dtype."""
+    inputs = Inputs(*values)
+    return inputs if inputs.d is None else inputs._replace(d=inputs.d.to(inputs.x.dtype))
+
+
+def empty_gradients(
+    inputs: Inputs, dlast: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of a scan of no steps or no rows: the final state is the initial one."""
+    dx, dw, db, ds0, dp = (v.zero_() for v in allocate_gradients(inputs.x, inputs.w, inputs.cell))
+    return dx, dw, db, ds0 if dlast is None else dlast.clone(), dp
 
 
 def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -198,13 +211,18 @@ def double_backward(ctx: Any, *arriving: Tensor | None) -> tuple[Tensor | None, 
         full = list(saved)
         for i, value in zip(inner, values, strict=True):
             full[i] = value
-        inputs = Inputs(*full[5:], *ctx.static)
-        found = gradients(reference, inputs, (full[3], *full[4]), (full[0], full[1], full[2]))
+        inputs = given(*full[5:], *ctx.static)
+        if inputs.x.numel() == 0:
+            found = empty_gradients(inputs, full[2])
+        else:
+            states, cotangents = (full[3], *full[4]), (full[0], full[1], full[2])
+            found = gradients(reference, inputs, states, cotangents)
         return tuple(found[i] for i in outer)
 
     result: list[Tensor | None] = [None] * (len(saved) + 2)
     if outer:
-        vjp = torch.func.vjp(formula, *(saved[i] for i in inner))[1]
+        with dispatch.plain_arithmetic(saved[5].device):
+            vjp = torch.func.vjp(formula, *(saved[i] for i in inner))[1]
         for i, value in zip(inner, vjp(tuple(arriving[i] for i in outer)), strict=True):
             result[i] = value
     return tuple(result)

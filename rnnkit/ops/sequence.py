@@ -95,28 +95,34 @@ def flags(inputs: Inputs) -> Tensor | None:
     return kept if afresh is None else kept + afresh.to(torch.int8) * FRESH  # type: ignore
 
 
-def previous(inputs: Inputs, states: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """The states (T, B, N, H) with which each step was entered, from those with which it ended."""
-    x = inputs.x
-    s0 = x.new_zeros(len(states), *x.shape[1:3], x.shape[-1]) if inputs.s0 is None else inputs.s0
+def previous(inputs: Inputs, states: Sequence[Tensor]) -> Tensor:
+    """The states (S, T, B, N, H) with which each step was entered; each of `states` is (T, ...)."""
+    x, S = inputs.x, len(states)
+    s0 = x.new_zeros(S, *x.shape[1:3], x.shape[-1]) if inputs.s0 is None else inputs.s0
+    by_run = zip(*(runs(v, inputs.reverse, 2) for v in (*states, *s0.unsqueeze(1))), strict=True)
+    parts = []
+    for run in by_run:
+        values, back = [v for v, _ in run], run[0][1]
+        pieces: list[Tensor] = []
+        for v, start in zip(values[:S], values[S:], strict=True):
+            pieces += [v[1:], start] if back else [start, v[:-1]]
+        parts.append(torch.cat(pieces).unflatten(0, (S, -1)))
+    entered = parts[0] if len(parts) == 1 else torch.cat(parts, 3)
+    if inputs.lengths is not None and any(inputs.reverse):
+        entered = torch.where(starts(inputs)[..., None], s0[:, None], entered)
     afresh = fresh(inputs)
-    out = []
-    for v, start in zip(states, s0, strict=True):
-        parts = []
-        groups = zip(runs(v, inputs.reverse, 2), runs(start[None], inputs.reverse, 2), strict=True)
-        for (part, back), (first, _) in groups:
-            parts.append(torch.cat([part[1:], first] if back else [first, part[:-1]]))
-        entered = parts[0] if len(parts) == 1 else torch.cat(parts, 2)
-        if inputs.lengths is not None and any(inputs.reverse):
-            entered = torch.where(starts(inputs)[..., None], start, entered)
-        out.append(entered if afresh is None else entered.masked_fill(afresh[..., None], 0))
-    return tuple(out)
+    return entered if afresh is None else entered.masked_fill(afresh[..., None], 0)
+
+
+def backward_groups(inputs: Inputs) -> Tensor:
+    """(N,): which groups run backward. Filled on the device, since a copy to it would wait."""
+    size = inputs.x.shape[2] // len(inputs.reverse)
+    return torch.cat([inputs.x.new_full((size,), v, dtype=torch.bool) for v in inputs.reverse])
 
 
 def starts(inputs: Inputs) -> Tensor:
     """(T, B, N): the last valid step of each reversed group, where its time begins."""
     assert inputs.lengths is not None
-    steps = torch.arange(inputs.x.shape[0], device=inputs.x.device)[:, None, None]
-    backward = torch.tensor(inputs.reverse, device=inputs.x.device)
-    backward = backward.repeat_interleave(inputs.x.shape[2] // len(inputs.reverse))
-    return (steps == inputs.lengths - 1) & backward
+    T = inputs.x.shape[0]
+    steps = torch.arange(T, device=inputs.x.device)[:, None, None]
+    return (steps == inputs.lengths.clamp(max=T) - 1) & backward_groups(inputs)

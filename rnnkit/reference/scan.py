@@ -5,7 +5,6 @@ Half-precision problems are computed in float32, as the kernels do, and rounded 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -33,20 +32,20 @@ def product(h: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
     return out.transpose(0, 1).unflatten(0, h.shape[:-2])
 
 
-def recurrent(inputs: Inputs, x: Tensors, s: Tensors, p: Tensors) -> Tensors:
-    """r of every gate, each (..., N, H), for one step or all: only the states must be known."""
+def recurrent_gates(inputs: Inputs, x: Tensors, s: Tensors, p: Tensors) -> Tensor:
+    """r of every gate, (..., N, G, H), for one step or all: only the states must be known."""
     w, b, d, late = inputs.w, inputs.b, inputs.d, inputs.late
     cell, H = inputs.equations, inputs.w.shape[-1]
 
-    def gates(q: Tensor, rows: slice) -> Tensors:
+    def gates(q: Tensor, rows: slice) -> Tensor:
         q = q if d is None else q * d
-        r = product(q, w[:, rows], None if b is None else b[:, rows])
-        return r.unflatten(-1, (-1, H)).unbind(-2)
+        return product(q, w[:, rows], None if b is None else b[:, rows]).unflatten(-1, (-1, H))
 
     if cell.inner is None:
         return gates(s[0], slice(None))
     early = gates(s[0], slice(late * H))
-    return early + gates(cell.inner.step(x[:late], early, s, p), slice(late * H, None))
+    q = cell.inner.step(x[:late], early.unbind(-2), s, p)
+    return torch.cat([early, gates(q, slice(late * H, None))], -2)
 
 
 def fed(inputs: Inputs, x: Tensors, s: Tensors, r: Tensor) -> list[tuple[Tensor, slice]]:
@@ -103,7 +102,8 @@ def scan(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
     for t, x_t in enumerate(steps(inputs)):
         if afresh is not None:
             s = tuple(v.masked_fill(afresh[t], 0) for v in s)
-        new = cell.step(x_t, recurrent(inputs, x_t, s, p), s, p)
+        r = recurrent_gates(inputs, x_t, s, p).unbind(-2)
+        new = cell.step(x_t, r, s, p)
         if live is None:
             s = new
         else:
@@ -153,7 +153,7 @@ def hide(values: Tensors, hidden: Tensor | None) -> Tensors:
 
 def scan_backward(
     inputs: Inputs,
-    prev: Sequence[Tensor],
+    prev: Tensor,
     r: Tensor,
     doutput: Tensor | None,
     dcells: Tensor | None,

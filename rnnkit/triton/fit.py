@@ -9,7 +9,7 @@ import torch
 
 from ..ops.sequence import Inputs
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on")
 AMD = torch.version.hip is not None
 
 
@@ -52,7 +52,9 @@ def capacity(device: torch.device) -> int:
     if device.type != "cuda":
         return CAPACITY
     properties: Any = torch.cuda.get_device_properties(device)
-    return int(properties.shared_memory_per_block_optin)
+    # AMD's have no larger limit to opt into.
+    larger = getattr(properties, "shared_memory_per_block_optin", None)
+    return int(larger or properties.shared_memory_per_block)
 
 
 def need(inputs: Inputs, columns: int, backward: bool, stages: int) -> int:

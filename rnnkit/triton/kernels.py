@@ -89,7 +89,11 @@ def scan_kernel(a, z, STEP: tl.constexpr, C: tl.constexpr):
             s = select((flag & FRESH) != 0, zeros_like(s), s)
         if C.RESIDENT:
             # d is read anew at every step: held, it would cost registers that the weights need.
-            h = s[0] if a.d is None else s[0] * tl.load(a.d + here + at, mask=mask, other=0)
+            h = (
+                s[0]
+                if a.d is None
+                else s[0] * tl.load(a.d + here + at, mask=mask, other=0).to(C.DTYPE)
+            )
             # An additive cell's sum x + r forms in the product's accumulator.
             r_t = product(h, weights, x_t[: C.G] if C.ADDITIVE else zeros_like(x_t[: C.G]), C)
             x_t = nothing(r_t) + x_t[C.G :] if C.ADDITIVE else x_t
@@ -125,7 +129,7 @@ def through_weights(a, dr, old, weights, here, at, mask, C: tl.constexpr):
         q = dr[g].to(weights[g].dtype)
         dh = tl.dot(q, weights[g], dh, input_precision=C.PRECISION, out_dtype=C.DTYPE)
     if a.d is not None:
-        dh = old[0] + dh * tl.load(a.d + here + at, mask=mask, other=0)
+        dh = old[0] + dh * tl.load(a.d + here + at, mask=mask, other=0).to(C.DTYPE)
     return (dh,) + old[1:]
 
 

@@ -16,12 +16,14 @@ from ..ops.sequence import Inputs, flags, fresh, runs
 from ..reference.scan import product
 from .arguments import Backward, Forward, Sizes, Static
 from .cells import EQUATIONS
-from .fit import INTERPRETED, Form, choose_form
+from .fit import AMD, INTERPRETED, Form, choose_form
 from .kernels import scan_backward_kernel, scan_kernel
 
 if TYPE_CHECKING:
     from ..dispatch import Problem
 
+# What the second dimension of a grid takes.
+MOST_GROUPS = 65535
 # The kernels compute offsets within a tile of rows in 32 bits.
 LONGEST_STRIDE = 2**31 // 64
 
@@ -36,6 +38,8 @@ def why_not(problem: Problem) -> str | None:
         return f"it has no kernels for device type {problem.device.type!r}"
     if INTERPRETED and problem.dtype == torch.bfloat16:
         return "triton's interpreter computes bfloat16 wrongly"
+    if problem.N > MOST_GROUPS:
+        return f"N = {problem.N} groups: a GPU's grid takes at most {MOST_GROUPS}"
     if problem.runs > 31:
         return f"reverse has {problem.runs} runs, and its kernels take at most 31"
     return None
@@ -90,8 +94,9 @@ def marks(inputs: Inputs) -> Tensor | None:
 
 
 def rounds_to_tf32(dtype: torch.dtype) -> bool:
-    """Whether float32 products use TF32, by the switch that torch.nn's layers follow."""
-    return dtype == torch.float32 and torch.backends.cudnn.allow_tf32
+    """Whether float32 products use TF32, by the switch that torch.nn's recurrent layers follow."""
+    rnn: Any = torch.backends.cudnn.rnn
+    return dtype == torch.float32 and not AMD and rnn.fp32_precision == "tf32"
 
 
 def grid(inputs: Inputs, form: Form) -> tuple[int, int, int]:
@@ -105,7 +110,9 @@ def ready(inputs: Inputs) -> Inputs:
     dense = {name: v.contiguous() for name, v in dense.items() if v is not None}
     wide = {name: getattr(inputs, name) for name in ("x", "w", "m")}
     for name, v in wide.items():
-        if v is not None and (v.stride(-1) != 1 or v.stride(1) > LONGEST_STRIDE):
+        if v is None:
+            continue
+        if v.stride(-1) != 1 or max(v.stride(1), v.stride(-2)) > LONGEST_STRIDE:
             dense[name] = v.contiguous()
     return inputs._replace(**dense)
 
@@ -155,7 +162,7 @@ def stepwise(inputs: Inputs, launch: Launch) -> None:
 
 def scan_backward(
     inputs: Inputs,
-    prev: Sequence[Tensor],
+    prev: Tensor,
     r: Tensor,
     doutput: Tensor | None,
     dcells: Tensor | None,
@@ -168,7 +175,7 @@ def scan_backward(
     dr = None if cell.additive else x.new_empty(x.shape)
     form = choose_form(inputs, backward=True)
     arriving = {"doutput": doutput, "dcells": dcells, "dlast": dlast}
-    launch = backward_launch(inputs, form, torch.stack(tuple(prev)), r, arriving, dx, dr)
+    launch = backward_launch(inputs, form, prev, r, arriving, dx, dr)
     with torch.cuda.device_of(x):
         if form.resident:
             launch.go()
@@ -202,7 +209,7 @@ def backward_launch(
         # compiler, the weights would stand on chip twice.
         w = w.mT.contiguous()
         w_strides = (w.stride(0), 1, w.stride(1), H)
-    r = r + x if cell.additive else r
+    r = (r.add_(x) if cell.additive else r).contiguous()  # r was made for this call alone
     more = dict(flags=marks(inputs), dx=dx, dr=dr, ds0=ds0, dp=dp)
     tensors = Backward(x, m, w, p, d, r, prev, **dense, **more)
     sizes = sizes_of(inputs, form, w_strides)

@@ -6,6 +6,8 @@ tuples of tiles. They are `triton.jit` functions, which the kernels take as cons
 
 from typing import Any, NamedTuple
 
+from ...dispatch import decide
+
 
 class Equations(NamedTuple):
     """A cell's step and vjp as triton.jit functions."""
@@ -20,6 +22,7 @@ EQUATIONS: dict[str, Equations] = {}
 def register(name: str, step: Any, vjp: Any) -> None:
     """Makes the Triton equations of a registered cell known to the kernels."""
     EQUATIONS[name] = Equations(step, vjp)
+    decide.cache_clear()
 
 
 from . import gru, lstm, rnn  # noqa: E402, F401
