@@ -138,9 +138,9 @@ def settle(problem: Problem) -> Any:
 def record(decision: Decision) -> None:
     problem = decision.problem
     if _records is not None:
-        # What a layer decided and recorded, its scan decides again.
-        last = _records[-1].problem._replace(extras=None) if _records else None
-        if problem != last:
+        # What a layer decided and recorded, its forward scan decides again.
+        last = _records[-1].problem if _records else problem
+        if last.extras is None or problem != last._replace(extras=None, backward=False):
             _records.append(decision)
     if decision.backend == "reference" and problem.device.type == "cuda" and _forced is None:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in decision.reasons)

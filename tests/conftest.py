@@ -22,7 +22,8 @@ from rnnkit.triton import fit
 from rnnkit.triton import scan as triton_scan
 
 toy_cell.register()
-torch.set_num_threads(2)
+# Problems here are tiny: on a busy machine a second thread costs more than all of the work.
+torch.set_num_threads(1)
 
 BACKENDS = {
     "reference": sorted(rnnkit.cells.CELLS),

@@ -32,8 +32,10 @@ KINDS = {
     "all": Kind((False, True), 1, (4, 1, 3), resets=True, dropout=True),
     "one_step": Kind(sizes={"T": 1, "B": 1, "H": 1}),
 }
+# Every feature at once, as small as it can be: for checks that evaluate a scan many times.
+TINY = Kind((False, True), 1, (2, 1), resets=True, dropout=True, sizes={"T": 2, "B": 2, "H": 2})
 LARGER = {
-    "two_tiles": Kind(lengths=(0, 5) * 9, resets=True, sizes={"T": 5, "B": 18, "H": 17}),
+    "two_tiles": Kind(lengths=(0, 3) * 9, resets=True, sizes={"T": 3, "B": 18, "H": 17}),
     "wide": Kind((False, True), 1, (3, 2), sizes={"T": 3, "B": 2, "H": 133}),
 }
 

@@ -1,0 +1,186 @@
+"""All that half an hour of a GPU should tell, in one folder: tests, times, compiled kernels.
+
+    python3 -m benchmarks.gpu --out DIR [--budget SECONDS]
+
+Needs a checkout and a python3 with torch, triton, numpy and pytest; nothing is installed. Each
+step runs in its own process, so that one that crashes or hangs does not take the others along.
+The exit status is 1 if a test or a benchmark failed, and 2 without a CUDA device.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+
+from .facts import ROOT, facts, output_of
+from .table import failures, table
+
+FILES = ("environment.txt", "tests.log", "rnn.jsonl", "rnn.log", "static.txt", "summary.txt")
+# Shares of the budget: of the tests at most, and of the times.
+TESTS, TIMES = 0.5, 0.375
+# Seconds for a process to end after an interrupt, and for one past its own budget to finish a row.
+GRACE, LAST_ROW = 15.0, 60.0
+# Static needs at least these many seconds to say something.
+LEAST = 20.0
+SHOWN = 20
+
+
+def variables() -> dict[str, str]:
+    """The steps' environment: the checkout's package, compiled kernels, dispatch's own choices."""
+    unset = ("TRITON_INTERPRET", "RNNKIT_BACKEND")
+    kept = {name: value for name, value in os.environ.items() if name not in unset}
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    # Workers that share the tests must order them equally, whatever they take from sets.
+    fixed = {"PYTHONHASHSEED": "0", "PYTHONUNBUFFERED": "1", "RNNKIT_TEST_DEVICE": "cuda"}
+    return kept | fixed | {"PYTHONPATH": path}
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """Interrupts a process, so that it still reports, then ends it and all that it started."""
+    process.send_signal(signal.SIGINT)
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(GRACE)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def step(arguments: list[str], log: Path, seconds: float) -> int | None:
+    """Runs `python -m ARGUMENTS` into a log; the exit status, or None if it ran out of time."""
+    print(f"{' '.join(arguments)}: up to {seconds:.0f} s, {log}", flush=True)
+    command = [sys.executable, "-m", *arguments]
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=variables(),
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            return process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            stop(process)
+            return None
+        except BaseException:
+            stop(process)
+            raise
+
+
+def environment() -> str:
+    """What the machine has, as text."""
+    parts = [json.dumps(facts(torch.device("cuda")), indent=2)]
+    if importlib.util.find_spec("rnnkit.__main__") is not None:
+        parts.append(output_of(sys.executable, "-m", "rnnkit") or "python -m rnnkit: failed")
+    parts.append(output_of("nvidia-smi") or "nvidia-smi: not found")
+    parts.append(f"{torch.cuda.get_device_properties(0)}")
+    return "\n\n".join(parts) + "\n"
+
+
+def target() -> str:
+    """The device's architecture, as benchmarks.static names it."""
+    if torch.version.hip is not None:
+        return str(torch.cuda.get_device_properties(0).gcnArchName).split(":")[0]
+    return "sm_{}{}".format(*torch.cuda.get_device_capability())
+
+
+def test_arguments() -> list[str]:
+    """The tests on the device; by several workers where the plugin for it is installed."""
+    arguments = ["pytest", "tests", "-q", "-m", "gpu or not slow", "--durations", "10"]
+    # A stack trace tells where a kernel hangs.
+    arguments += ["-p", "no:cacheprovider", "-o", "faulthandler_timeout=60"]
+    if importlib.util.find_spec("xdist") is not None:
+        arguments += ["-n", str(min(8, max(1, (os.cpu_count() or 2) // 2)))]
+    return arguments
+
+
+def outcome(status: int | None) -> str:
+    return "out of time" if status is None else f"exit status {status}"
+
+
+def test_lines(status: int | None, log: Path) -> list[str]:
+    """The counts, and the first of the failures."""
+    lines = log.read_text(errors="replace").splitlines()
+    counts = [line for line in lines if re.search(r"\d+ (passed|failed|skipped|error).* in ", line)]
+    failed = [line for line in lines if re.match("(FAILED|ERROR) ", line)]
+    more = [f"and {len(failed) - SHOWN} more: {log}"] if len(failed) > SHOWN else []
+    count = counts[-1].strip("= ") if counts else f"no counts: see {log}"
+    return [f"tests: {count} ({outcome(status)})", *failed[:SHOWN], *more]
+
+
+def time_lines(status: int | None, stored: Path, log: Path) -> list[str]:
+    """The table of the rows that were stored, the failures, and the count of those left out."""
+    rows = [json.loads(line) for line in stored.read_text().splitlines()] if stored.exists() else []
+    logged = log.read_text(errors="replace").splitlines()
+    left = [line for line in logged if line.startswith(("left out", "absent"))]
+    failed = [f"failed: {line}" for line in failures(rows)]
+    return [f"times: {len(rows)} rows ({outcome(status)})", table(rows), *failed, *left]
+
+
+def static_lines(status: int | None, log: Path) -> list[str]:
+    lines = log.read_text(errors="replace").splitlines()
+    return [f"static: {lines[-1] if lines else 'no output'} ({outcome(status)})"]
+
+
+def steps(out: Path, budget: float) -> tuple[list[str], bool]:
+    """Runs all steps that the budget allows: the summary's lines, and whether all went well."""
+    end = time.monotonic() + budget
+
+    def left() -> float:
+        return end - time.monotonic()
+
+    (out / "environment.txt").write_text(environment())
+    tests = step(test_arguments(), out / "tests.log", TESTS * budget)
+    lines = test_lines(tests, out / "tests.log")
+
+    stored, log = out / "rnn.jsonl", out / "rnn.log"
+    seconds = max(0.0, min(TIMES * budget, left() - GRACE))
+    arguments = ["benchmarks.rnn", "--device", "cuda", "--budget", f"{seconds:.0f}"]
+    times = step([*arguments, "--out", str(stored)], log, seconds + LAST_ROW)
+    lines += time_lines(times, stored, log)
+
+    if left() > LEAST:
+        arguments = ["benchmarks.static", "--targets", target(), "--dtypes", "bf16", "fp32"]
+        status = step(arguments, out / "static.txt", left())
+        lines += static_lines(status, out / "static.txt")
+    else:
+        lines.append("static: left out, no time was left")
+    return lines, tests == 0 and times == 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python3 -m benchmarks.gpu", description=(__doc__ or "").splitlines()[0]
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder for logs and results")
+    parser.add_argument("--budget", type=float, default=480.0, help="seconds (default 480)")
+    args = parser.parse_args(argv)
+    if not torch.cuda.is_available():
+        found = f"torch {torch.__version__} finds no CUDA device"
+        print(f"benchmarks.gpu: {found}, and this measures one", file=sys.stderr)
+        return 2
+    out = args.out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    for name in FILES:
+        (out / name).unlink(missing_ok=True)
+    lines, well = steps(out, args.budget)
+    text = "\n".join(lines)
+    (out / "summary.txt").write_text(text + "\n")
+    print(text)
+    return 0 if well else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,180 @@
+"""Times providers of one result against each other, each only after it has shown the result right.
+
+Providers take turns, over several rounds, so that a machine that slows down slows all of them.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+__all__ = ["Plan", "Result", "error_bound", "measure", "on_cpu", "on_cuda", "worst"]
+
+Tensors = dict[str, Tensor]
+Call = Callable[[], Tensors]
+# Seconds that a function takes for a number of calls, one after the other.
+Timer = Callable[[Callable[[], object], int], float]
+
+WARM_CALLS = 3
+MOST_CALLS = 1 << 16
+
+
+class Plan(NamedTuple):
+    """How long to measure: rounds over all providers; seconds of a sample and of a turn."""
+
+    rounds: int = 7
+    sample: float = 1e-3
+    turn: float = 0.05
+
+
+@dataclass
+class Result:
+    """What one provider showed: a failure, or its times.
+
+    first_call_s: seconds of the first call, compilation included.
+    error: largest error of any tensor, relative to that tensor's largest value. where: its name.
+    rounds: for each round, the seconds per call of its samples.
+    ratios: for each round, its median time over the baseline's; empty without a baseline.
+    """
+
+    provider: str
+    first_call_s: float | None = None
+    error: float | None = None
+    where: str | None = None
+    failure: str | None = None
+    rounds: list[list[float]] = field(default_factory=list)
+    ratios: list[float] = field(default_factory=list)
+
+    def percentiles(self) -> tuple[float, float, float]:
+        """p20, p50 and p80 of the seconds per call, over all samples of all rounds."""
+        samples = [seconds for samples in self.rounds for seconds in samples]
+        tenths = statistics.quantiles(samples, n=10, method="inclusive")
+        return tenths[1], tenths[4], tenths[7]
+
+    @property
+    def ratio(self) -> float | None:
+        """The median over the rounds of the time over the baseline's: below one is faster."""
+        return statistics.median(self.ratios) if self.ratios else None
+
+
+def on_cpu(call: Callable[[], object], calls: int) -> float:
+    start = time.perf_counter()
+    for _ in range(calls):
+        call()
+    return time.perf_counter() - start
+
+
+def on_cuda(call: Callable[[], object], calls: int) -> float:
+    """By device events; the device is idle before the first, so that all host time counts."""
+    torch.cuda.synchronize()
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start.record()
+    for _ in range(calls):
+        call()
+    end.record()
+    end.synchronize()
+    return float(start.elapsed_time(end)) / 1e3
+
+
+def error_bound(eps: float, T: int, H: int) -> float:
+    """The largest relative error that rounding explains.
+
+    Every step rounds its values to eps and sums H products in float32, whose errors add up like a
+    random walk; so do the errors of the T steps. A matrix product of the judge's own size, or a
+    sum over time kept in the narrow dtype, as some kernels have, stays within it too.
+    """
+    return math.sqrt(T) * (eps + math.sqrt(H) * torch.finfo(torch.float32).eps)
+
+
+def worst(found: Tensors, expected: Tensors) -> tuple[float, str]:
+    """The largest error of any tensor, relative to the tensor's largest value, and its name.
+
+    Infinite if a tensor is missing or has another shape; NaN counts as infinite.
+    """
+    errors = {name: math.inf for name in found.keys() ^ expected.keys()}
+    for name in found.keys() & expected.keys():
+        got, want = found[name].detach(), expected[name].detach()
+        if got.shape != want.shape:
+            errors[name] = math.inf
+            continue
+        scale = float(want.abs().max()) or 1.0
+        error = float((got.double() - want.double()).abs().max()) / scale
+        errors[name] = math.inf if math.isnan(error) else error
+    where = max(sorted(errors), key=errors.__getitem__)
+    return errors[where], where
+
+
+def judge(name: str, call: Call, expected: Tensors, bound: float, timer: Timer) -> Result:
+    """Calls a provider for the first time: its result is right, or it has failed."""
+    found: list[Tensors] = []
+    try:
+        seconds = timer(lambda: found.append(call()), 1)
+        error, where = worst(found[0], expected)
+    except Exception as raised:  # whatever a provider raises is its result, not the benchmark's end
+        first = (str(raised).splitlines() or [""])[0]
+        return Result(name, failure=f"{type(raised).__name__}: {first}")
+    result = Result(name, seconds, error, where)
+    if error > bound:
+        result.failure = f"error {error:.1e} of {where} is above {bound:.1e}"
+    return result
+
+
+class Turn(NamedTuple):
+    """One provider's turn: samples, each of some calls."""
+
+    call: Call
+    calls: int
+    samples: int
+
+    def take(self, timer: Timer) -> list[float]:
+        """The seconds per call of each sample, after a call that warms the caches again."""
+        timer(self.call, 1)
+        return [timer(self.call, self.calls) / self.calls for _ in range(self.samples)]
+
+
+def prepare(call: Call, timer: Timer, plan: Plan) -> Turn:
+    """Warms up and finds how many calls make a sample, and how many samples make a turn."""
+    for _ in range(WARM_CALLS):
+        timer(call, 1)
+    calls = 1
+    while (seconds := timer(call, calls)) < plan.sample and calls < MOST_CALLS:
+        calls *= 2
+    return Turn(call, calls, max(1, int(plan.turn / max(seconds, plan.sample))))
+
+
+def measure(
+    providers: dict[str, Call],
+    expected: Tensors,
+    bound: float,
+    timer: Timer = on_cpu,
+    plan: Plan | None = None,
+) -> list[Result]:
+    """Judges all providers and times those that are right; the first is the baseline.
+
+    Args:
+        providers: by name, a function that computes the result.
+        expected: the result in float64.
+        bound: the largest relative error of a right result.
+        timer: how calls are timed, for the device they run on.
+        plan: how long to measure.
+    """
+    plan = plan or Plan()
+    results = {name: judge(name, call, expected, bound, timer) for name, call in providers.items()}
+    right = {name: call for name, call in providers.items() if results[name].failure is None}
+    turns = {name: prepare(call, timer, plan) for name, call in right.items()}
+    for _ in range(plan.rounds):
+        for name, turn in turns.items():
+            results[name].rounds.append(turn.take(timer))
+    baseline = results[next(iter(providers))]
+    for result in results.values():
+        # Both are empty for a provider, or a baseline, that failed.
+        both = zip(result.rounds, baseline.rounds, strict=False)
+        result.ratios = [statistics.median(own) / statistics.median(base) for own, base in both]
+    return list(results.values())

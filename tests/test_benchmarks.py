@@ -1,0 +1,169 @@
+"""Timing measures what it says, and times nothing that is wrong."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from benchmarks.problem import Problem, build
+from benchmarks.timing import Plan, Result, measure, on_cpu
+
+QUICK = Plan(rounds=5, sample=1e-3, turn=2e-3)
+
+
+@pytest.fixture
+def one_thread():
+    """Two threads that wait for each other on a busy machine take many times as long."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+class Clock:
+    """Time that passes only while a fake provider runs."""
+
+    def __init__(self):
+        self.now, self.calls = 0.0, []
+
+    def timer(self, call, calls):
+        start = self.now
+        for _ in range(calls):
+            call()
+        return self.now - start
+
+    def provider(self, name, seconds, result=1.0):
+        def call():
+            self.calls.append(name)
+            self.now += seconds() if callable(seconds) else seconds
+            return {"output": torch.full((2, 2), result)}
+
+        return call
+
+
+def timed(clock, providers, plan=QUICK):
+    expected = {"output": torch.ones(2, 2, dtype=torch.float64)}
+    return {r.provider: r for r in measure(providers, expected, 1e-6, clock.timer, plan)}
+
+
+def test_percentiles_and_ratios_are_those_of_the_calls():
+    clock = Clock()
+    jitter = random.Random(0)
+    providers = {
+        "base": clock.provider("base", 2e-3),
+        "fast": clock.provider("fast", lambda: jitter.choice([1e-3, 2e-3, 3e-3, 4e-3, 5e-3])),
+        "slow": clock.provider("slow", 3e-3),
+    }
+    found = timed(clock, providers, Plan(rounds=200, sample=1e-3, turn=1e-3))
+    assert found["base"].percentiles() == pytest.approx((2e-3, 2e-3, 2e-3))
+    assert found["base"].ratios == [1.0] * 200
+    assert found["slow"].ratio == pytest.approx(1.5)
+    p20, p50, p80 = found["fast"].percentiles()
+    assert p20 == pytest.approx(2e-3, abs=1e-3) and p80 == pytest.approx(4e-3, abs=1e-3)
+    assert p50 == pytest.approx(3e-3, abs=1e-9)
+
+
+def test_short_calls_are_timed_many_at_a_time():
+    clock = Clock()
+    found = timed(clock, {"base": clock.provider("base", 1e-5)})
+    assert found["base"].percentiles() == pytest.approx((1e-5, 1e-5, 1e-5))
+    assert found["base"].first_call_s == pytest.approx(1e-5)
+    assert len(clock.calls) > 100 * QUICK.rounds
+
+
+def test_the_first_call_stands_apart():
+    clock = Clock()
+    cost = iter([7.0])
+    found = timed(clock, {"base": clock.provider("base", lambda: next(cost, 1e-3))})
+    assert found["base"].first_call_s == pytest.approx(7.0)
+    assert found["base"].percentiles()[2] == pytest.approx(1e-3)
+
+
+def test_providers_take_turns_so_that_a_slowing_machine_changes_no_ratio():
+    clock = Clock()
+    slowdown = {"base": 1.0, "other": 1.0}
+    turns = dict.fromkeys(slowdown, 0)
+
+    def cost(name, seconds):
+        def call():
+            turns[name] += 1
+            slowdown[name] = 1.0 + turns[name] // 10
+            return seconds * slowdown[name]
+
+        return call
+
+    found = timed(
+        clock,
+        {
+            "base": clock.provider("base", cost("base", 2e-3)),
+            "other": clock.provider("other", cost("other", 1e-3)),
+        },
+        Plan(rounds=6, sample=1e-3, turn=1e-3),
+    )
+    names = [name for k, name in enumerate(clock.calls) if clock.calls[k - 1 : k] != [name]]
+    assert names[-12:] == ["base", "other"] * 6
+    assert found["base"].percentiles()[0] < found["base"].percentiles()[2]
+    assert found["other"].ratios == pytest.approx([0.5] * 6)
+
+
+@pytest.mark.parametrize("wrong", [1.001, float("nan"), float("inf")])
+def test_a_wrong_provider_gets_no_time(wrong):
+    clock = Clock()
+    providers = {
+        "base": clock.provider("base", 1e-3),
+        "wrong": clock.provider("wrong", 1e-3, wrong),
+    }
+    found = timed(clock, providers)
+    assert found["wrong"].rounds == [] and found["wrong"].ratio is None
+    assert "output is above 1.0e-06" in found["wrong"].failure
+    assert found["base"].failure is None and len(found["base"].rounds) == QUICK.rounds
+
+
+@pytest.mark.parametrize(
+    "result",
+    [{}, {"output": torch.ones(2, 1)}, {"output": torch.ones(2, 2), "more": torch.ones(1)}],
+)
+def test_missing_and_misshapen_tensors_are_wrong(result):
+    clock = Clock()
+    found = timed(clock, {"base": clock.provider("base", 1e-3), "wrong": lambda: result})
+    assert found["wrong"].failure.startswith("error inf of ")
+
+
+def test_a_provider_that_raises_is_recorded():
+    def broken():
+        raise ValueError("no such size\nand more")
+
+    clock = Clock()
+    found = timed(clock, {"base": clock.provider("base", 1e-3), "broken": broken})
+    assert found["broken"].failure == "ValueError: no such size"
+
+
+def test_without_a_right_baseline_there_are_times_but_no_ratios():
+    clock = Clock()
+    providers = {"base": clock.provider("base", 1e-3, 2.0), "ours": clock.provider("ours", 1e-3)}
+    found = timed(clock, providers)
+    assert found["base"].failure and found["ours"].ratio is None
+    assert found["ours"].percentiles()[1] == pytest.approx(1e-3)
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+@pytest.mark.parametrize("name", ["output", "h_n", "dinput", "dweight_hh_l0", "dbias_ih_l0"])
+def test_a_wrong_tensor_of_a_layer_is_caught(kind, name, one_thread):
+    problem = Problem(kind, "forward+backward", "fp32", 6, 3, 4)
+    providers, expected, _ = build(problem, torch.device("cpu"))
+
+    def planted():
+        found = providers["rnnkit"]()
+        found[name] = found[name] * 1.001
+        return found
+
+    calls = {"torch.nn": providers["torch.nn"], "planted": planted}
+    right, wrong = measure(calls, expected, problem.bound, on_cpu, Plan(5, 1e-4, 1e-4))
+    assert right.failure is None and 0 < right.error < problem.bound
+    assert wrong.where == name and wrong.failure and not wrong.rounds
+
+
+def test_a_result_without_times_has_no_ratio():
+    assert Result("none").ratio is None

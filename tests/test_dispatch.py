@@ -1,0 +1,247 @@
+"""Which backend runs: chosen, forced or refused with every reason, and told to who asks."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from layer_variants import VARIANTS, every_variant, leaves, plain_variant, randn
+
+import rnnkit
+from rnnkit import dispatch
+
+T, B, I, H = 4, 2, 3, 5  # noqa: E741
+NAMES = tuple(dispatch.BACKENDS)
+
+
+def ran(module, *args, **kwargs):
+    """The names of the backends that a call used, in order."""
+    with dispatch.recording() as decisions:
+        module(*args, **kwargs)
+    return [decision.backend for decision in decisions]
+
+
+def only_torch_and_reference(monkeypatch):
+    """Takes away the kernels whose presence depends on the machine."""
+    kept = {name: dispatch.BACKENDS[name] for name in ("torch", "reference")}
+    monkeypatch.setattr(dispatch, "BACKENDS", kept)
+    dispatch.decide.cache_clear()
+
+
+@pytest.fixture(autouse=True)
+def own_choice(monkeypatch):
+    """These tests are about dispatch's own choice: whatever the process forces is put aside."""
+    monkeypatch.setattr(dispatch, "_forced", None)
+    dispatch.decide.cache_clear()
+    yield
+    dispatch.decide.cache_clear()
+
+
+@plain_variant
+def test_plain_layers_run_on_torch(variant):
+    layer, x = variant.layer(I, H, 2, bidirectional=True), randn(T, B, I)
+    assert ran(layer, x) == ["torch", "torch"]
+    assert ran(variant.one(I, H), x[0]) == ["torch"]
+
+
+@every_variant
+def test_torch_runs_nothing_it_lacks(variant):
+    layer, x = variant.layer(I, H), randn(T, B, I)
+    asked = {"lengths": torch.tensor([4, 1]), "resets": torch.zeros(T, B, dtype=torch.bool)}
+    for name, value in asked.items():
+        assert "torch" not in ran(layer, x, **{name: value})
+    assert "torch" not in ran(layer, x[:0])
+    assert ("torch" in ran(layer, x)) == (variant.cell in rnnkit.torch_kernels.LAYERS)
+
+
+@every_variant
+def test_forced_reference(variant):
+    layer, x = variant.layer(I, H, 2), randn(T, B, I).requires_grad_()
+    with rnnkit.backend("reference"), dispatch.recording() as decisions:
+        layer(x)[0].sum().backward()
+    assert {d.backend for d in decisions} == {"reference"}
+    # Two calls of a layer, told once each though their scans decide too; two backward scans.
+    assert [d.problem.extras is None for d in decisions] == [False, False, True, True]
+    assert all(d.problem.backward for d in decisions)
+
+
+REFUSED = {
+    "lengths": ({"lengths": torch.tensor([4, 1])}, "torch.nn has no lengths"),
+    "resets": ({"resets": torch.zeros(T, B, dtype=torch.bool)}, "torch.nn has no resets"),
+}
+
+
+@pytest.mark.parametrize("asked", REFUSED)
+@every_variant
+def test_forced_backend_raises_with_every_reason(variant, asked, monkeypatch):
+    """Every backend that cannot run the problem is named with its reason; nothing falls back."""
+    kwargs, reason = REFUSED[asked]
+    layer, x = variant.layer(I, H), randn(T, B, I)
+    own = variant.cell in rnnkit.torch_kernels.LAYERS
+    monkeypatch.setattr(rnnkit.reference.scan, "why_not", lambda problem: "it has the day off")
+    with rnnkit.backend("torch"), pytest.raises(RuntimeError) as caught:
+        layer(x, **kwargs)
+    message = str(caught.value)
+    assert message.startswith(f"backend 'torch' cannot run {variant.cell} T=4 B=2 N=1 H=5 float64")
+    assert f"torch: {reason if own else f'torch.nn has no cell {variant.cell!r}'}" in message
+    assert "reference: it has the day off" in message
+
+
+FORCE_TRITON = """
+import torch, rnnkit
+with rnnkit.backend("triton"):
+    rnnkit.GRU(3, 5)(torch.ones(4, 2, 3))
+"""
+
+
+def test_forced_triton_raises_on_a_cpu():
+    """In the compiled form, its kernels need a GPU."""
+    done = python(FORCE_TRITON, TRITON_INTERPRET="0")
+    assert done.returncode != 0
+    error = done.stderr.split("RuntimeError: backend 'triton' cannot run gru T=4 B=2 N=1 H=5")[1]
+    assert "\n  triton: " in error
+
+
+def test_unknown_name():
+    expected = r"unknown backend 'cudnn': expected one of torch, .*reference"
+    with pytest.raises(ValueError, match=expected), rnnkit.backend("cudnn"):
+        raise AssertionError("entered")
+    assert dispatch._forced is None
+
+
+def test_contexts_nest_and_restore():
+    layer, x = rnnkit.GRU(I, H), torch.randn(T, B, I)
+    with rnnkit.backend("reference"):
+        assert set(ran(layer, x)) == {"reference"}
+        with rnnkit.backend("torch"):
+            assert ran(layer, x) == ["torch"]
+        assert set(ran(layer, x)) == {"reference"}
+        with pytest.raises(KeyError), rnnkit.backend("torch"):
+            raise KeyError
+        assert set(ran(layer, x)) == {"reference"}
+    assert ran(layer, x) == ["torch"]
+
+
+def test_recordings_nest():
+    """Each collects what runs inside it, and only that."""
+    layer, x = rnnkit.LSTM(I, H), torch.randn(T, B, I)
+    with dispatch.recording() as outer:
+        layer(x)
+        with dispatch.recording() as inner:
+            layer(x)
+            layer(x[:2])
+        assert len(outer) == 1
+    layer(x)
+    assert [d.problem.T for d in outer] == [T]
+    assert [d.problem.T for d in inner] == [T, 2]
+    (decision,) = outer
+    assert (decision.problem.cell, decision.problem.B, decision.problem.H) == ("lstm", B, H)
+
+
+def test_one_entry_for_each_scan_of_a_layer(monkeypatch):
+    """What a layer decides, its scan decides again, and that is told once."""
+    only_torch_and_reference(monkeypatch)
+    layer, x = rnnkit.LSTM(I, H, 3, peephole=True), torch.randn(T, B, I)
+    assert ran(layer, x) == ["reference"] * 3
+    with torch.no_grad():
+        assert ran(layer, x) == ["reference"] * 3
+
+
+def test_one_entry_for_each_bare_scan():
+    x, w = torch.randn(T, B, 1, 1, H), torch.randn(1, H, H)
+    with dispatch.recording() as decisions, rnnkit.backend("reference"):
+        for _ in range(3):
+            rnnkit.functional.scan(x, w, cell="rnn_tanh")
+    assert len(decisions) == 3
+
+
+def test_explain(monkeypatch, capsys):
+    only_torch_and_reference(monkeypatch)
+    model = torch.nn.ModuleDict({"a": rnnkit.GRU(I, H), "b": rnnkit.LSTM(I, H, peephole=True)})
+    model.forward = lambda x: (model["a"](x), model["b"](x))
+    torch.manual_seed(0)
+    rnnkit.explain(model, torch.randn(T, B, I))
+    assert capsys.readouterr().out.splitlines() == [
+        "gru T=4 B=2 N=1 H=5 float32 on cpu: torch",
+        "  not reference: comes later in the order of preference",
+        "lstm_peephole T=4 B=2 N=1 H=5 float32 on cpu: reference",
+        "  not torch: torch.nn has no cell 'lstm_peephole'",
+    ]
+
+
+def test_explain_names_every_backend(capsys):
+    for variant in VARIANTS:
+        rnnkit.explain(variant.layer(I, H), randn(T, B, I), lengths=torch.tensor([4, 1]))
+        first, *others = capsys.readouterr().out.splitlines()
+        used = first.rsplit(": ", 1)[1]
+        assert [line.split()[1].rstrip(":") for line in others] == [n for n in NAMES if n != used]
+        assert all(len(line.split(": ", 1)[1]) > 10 for line in others)
+
+
+def test_explain_changes_nothing():
+    layer, x = rnnkit.LSTM(I, H, 2, dropout=0.5), torch.randn(T, B, I).requires_grad_()
+    torch.manual_seed(0)
+    expected = torch.rand(())
+    torch.manual_seed(0)
+    rnnkit.explain(layer, x)
+    assert torch.equal(torch.rand(()), expected)
+    assert x.grad is None and layer.training
+    assert dispatch._records is None
+
+
+def python(code, **environment):
+    """Runs Python code in a process of its own."""
+    env = {k: v for k, v in os.environ.items() if k != "RNNKIT_BACKEND"} | environment
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+
+
+REPORT = """
+import torch, rnnkit
+layer, x = rnnkit.LSTM(3, 5), torch.ones(4, 2, 3)
+with rnnkit.dispatch.recording() as decisions:
+    layer(x)[0].sum().backward()
+print(*sorted({d.backend for d in decisions}))
+"""
+
+
+@pytest.mark.parametrize("name", ["reference", "torch"])
+def test_environment_forces(name):
+    done = python(REPORT, RNNKIT_BACKEND=name)
+    assert (done.returncode, done.stdout.split()) == (0, [name]), done.stderr
+
+
+def test_environment_names_no_backend():
+    done = python(REPORT, RNNKIT_BACKEND="cudnn")
+    assert done.returncode != 0
+    assert "ValueError: unknown backend 'cudnn': expected one of torch" in done.stderr
+
+
+HIDDEN = """
+import sys
+sys.modules["triton"] = None
+import torch, rnnkit
+for layer in (rnnkit.RNN, rnnkit.LSTM, rnnkit.GRU):
+    layer, x = layer(3, 5, 2, bidirectional=True), torch.randn(4, 2, 3)
+    layer(x, lengths=torch.tensor([4, 2]))[0].sum().backward()
+    rnnkit.explain(layer, x, lengths=torch.tensor([4, 2]))
+assert not [name for name in sys.modules if name.startswith("triton.")]
+"""
+
+
+def test_import_without_triton():
+    """Everything runs, on the reference, and explain says what is missing."""
+    done = python(HIDDEN)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert sum(line.endswith(": reference") for line in lines) == 6
+    assert sum("not triton: triton cannot be imported" in line for line in lines) == 6
+
+
+def test_results_do_not_depend_on_who_asks():
+    """Recording and forcing the backend that runs anyway change no bit."""
+    layer, x = rnnkit.GRU(I, H), torch.randn(T, B, I)
+    expected = leaves(layer(x))
+    with dispatch.recording(), rnnkit.backend("torch"):
+        assert all(torch.equal(a, b) for a, b in zip(leaves(layer(x)), expected, strict=True))
