@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -168,8 +168,7 @@ def prepare(
     b_ih, b_hh = gather([w.b_ih for w in weights]), gather([w.b_hh for w in weights])
     if cell.additive and b_ih is not None and b_hh is not None:
         b_ih, b_hh = b_ih + b_hh, None
-    ih = gather([w.ih for w in weights])
-    assert ih is not None
+    ih: Any = gather([w.ih for w in weights])
     x = torch.nn.functional.linear(input, ih, b_ih).unflatten(-1, (D, G, -1))
     hh = torch.stack([w.hh if w.hr is None else w.hh @ w.hr for w in weights])
     own = [torch.cat(w.own).view(cell.rows, -1) for w in weights if w.own]

@@ -24,16 +24,14 @@ from rnnkit.triton import scan as triton_scan
 toy_cell.register()
 # Problems here are tiny: on a busy machine a second thread costs more than all of the work.
 torch.set_num_threads(1)
+# The error model of the tests is that of IEEE arithmetic; TF32 is torch.nn's default on a GPU.
+torch.backends.cudnn.allow_tf32 = False
 
 BACKENDS = {
     "reference": sorted(rnnkit.cells.CELLS),
     "triton": sorted(rnnkit.triton.cells.EQUATIONS),
     "stepwise": sorted(rnnkit.triton.cells.EQUATIONS),
 }
-
-
-def pytest_addoption(parser):
-    parser.addoption("--device", default=DEVICE_NAME, help="cpu or cuda (RNNKIT_TEST_DEVICE)")
 
 
 def pytest_generate_tests(metafunc):

@@ -112,6 +112,7 @@ def test_opcheck(cell, on, kind, layout, device):
 
 
 def test_fullgraph(cell, on, device):
+    torch.compiler.reset()  # the cases share their code, and only so many graphs are kept of one
     inputs = sample(cell, KINDS["all"], device=device)
 
     @torch.compile(fullgraph=True, backend="aot_eager", dynamic=True)
@@ -184,9 +185,11 @@ def test_bitwise_repeatable_and_backward_twice(cell, on, device):
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
 def test_precision(cell, on, dtype, device):
     """Errors against float64 stay within what rounding at every step explains."""
+    if dtype == torch.bfloat16 and device.type == "cpu" and on != "reference":
+        pytest.skip("triton's interpreter computes bfloat16 wrongly")
     exact = sample(cell, LARGER["two_tiles"], device=device)
     rounded = {
         k: v.detach().to(dtype).requires_grad_(v.requires_grad)

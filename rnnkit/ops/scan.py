@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .. import dispatch
 from ..reference import scan as reference
+from .allocate import allocate, allocate_gradients, empty_gradients
 from .check import check
 from .gradients import gradients
 from .sequence import Inputs
@@ -69,17 +70,6 @@ def scan(
     inputs = Inputs(x, w, b, s0, p, m, d, lengths, resets, cell, tuple(reverse))
     check(inputs)
     return _scan(*inputs)
-
-
-def allocate(x: Tensor, cell: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Uninitialised results, for the real operator and the fake one alike."""
-    T, B, N, _, H = x.shape
-    states = dispatch.find(cell).states
-    return (
-        x.new_empty(T, B, N, H),
-        x.new_empty(states - 1, T, B, N, H),
-        x.new_empty(states, B, N, H),
-    )
 
 
 @torch.library.custom_op("rnnkit::scan", mutates_args=())
@@ -150,32 +140,10 @@ def _(
     return allocate_gradients(x, w, args[-2])
 
 
-def allocate_gradients(x: Tensor, w: Tensor, cell: str) -> tuple[Tensor, ...]:
-    """Uninitialised dx, dw, db, ds0 and dp."""
-    T, B, N, G, H = x.shape
-    equations = dispatch.find(cell)
-    shapes = (
-        (T, B, N, G, H),
-        (N, G * H, H),
-        (N, G * H),
-        (equations.states, B, N, H),
-        (N, equations.rows, H),
-    )
-    return tuple(x.new_empty(shape) for shape in shapes)
-
-
 def given(*values: Any) -> Inputs:
     """The operator's arguments as backends take them: d comes in any dtype."""
     inputs = Inputs(*values)
     return inputs if inputs.d is None else inputs._replace(d=inputs.d.to(inputs.x.dtype))
-
-
-def empty_gradients(
-    inputs: Inputs, dlast: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The gradients of a scan of no steps or no rows: the final state is the initial one."""
-    dx, dw, db, ds0, dp = (v.zero_() for v in allocate_gradients(inputs.x, inputs.w, inputs.cell))
-    return dx, dw, db, ds0 if dlast is None else dlast.clone(), dp
 
 
 def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

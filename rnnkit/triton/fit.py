@@ -78,10 +78,11 @@ def choose_form(inputs: Inputs, backward: bool, limit: int | None = None, amd: b
     H, dtype = inputs.x.shape[-1], inputs.x.dtype
     limit = capacity(inputs.x.device) if limit is None else limit
     columns = max(16, 1 << (H - 1).bit_length())
-    # The compiler limits a small kernel's registers, so that several programs run on one processor,
-    # and then spills; a recurrent program has a processor to itself. A large kernel it treats well.
-    small = inputs.equations.gates * columns * dtype.itemsize <= 768
-    registers = 255 if small and not (amd or INTERPRETED) else None
+    # The compiler limits a kernel's registers, so that several programs run on one processor, and
+    # then spills; a recurrent program has a processor to itself. Only where H is no multiple of 16,
+    # so that single elements are loaded, does it treat a large kernel better left alone.
+    light = H % 16 == 0 or inputs.equations.gates * columns * dtype.itemsize <= 768
+    registers = 255 if light and not (amd or INTERPRETED) else None
     # Triton's compiler fails on some float64 products of tiles, so those are torch's.
     compiled_double = dtype == torch.float64 and not INTERPRETED
     depths = [n for n in (STAGES, 1) if need(inputs, columns, backward, n) <= limit]

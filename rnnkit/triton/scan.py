@@ -95,8 +95,11 @@ def marks(inputs: Inputs) -> Tensor | None:
 
 def rounds_to_tf32(dtype: torch.dtype) -> bool:
     """Whether float32 products use TF32, by the switch that torch.nn's recurrent layers follow."""
-    rnn: Any = torch.backends.cudnn.rnn
-    return dtype == torch.float32 and not AMD and rnn.fp32_precision == "tf32"
+    switches: Any = torch.backends
+    # Each inherits from the next where it says none.
+    order = (switches.cudnn.rnn, switches.cudnn, switches)
+    precision = next((s.fp32_precision for s in order if s.fp32_precision != "none"), "ieee")
+    return dtype == torch.float32 and not AMD and precision == "tf32"
 
 
 def grid(inputs: Inputs, form: Form) -> tuple[int, int, int]:
