@@ -1,8 +1,8 @@
 """Which backend runs a problem, and why each other does not.
 
-A backend says in words what it cannot do (`why_not`); what is faster is the order of BACKENDS and,
-for torch.nn's own kernels, the table of `torch_kernels`. Nothing falls back silently: a forced
-backend runs or raises, and a CUDA tensor that lands on the reference warns once.
+A backend says in words what it cannot do (`why_not`); what is faster is the order of BACKENDS and
+the exceptions of `slower`. Nothing falls back silently: a forced backend runs or raises, and a CUDA
+tensor that lands on the reference warns once.
 """
 
 from __future__ import annotations

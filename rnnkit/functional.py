@@ -60,7 +60,8 @@ def recurrent(
         weights: of each of the D directions.
         cell: the name of a registered cell.
         reverse: of each direction, whether it runs backward in time.
-        lengths: (B,), integer. A row past its length keeps its states and outputs zero.
+        lengths: (B,), integer. A row past its length keeps its states and outputs zero. The input
+            there must be finite, or the gradient of ih is not; the layers see to that.
         resets: (T, B), bool. Where True, the row starts a new sequence at that step.
     """
     if on_torch(input, state, weights, cell, reverse, lengths, resets):
