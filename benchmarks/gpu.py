@@ -46,6 +46,11 @@ def variables() -> dict[str, str]:
     return kept | fixed | {"PYTHONPATH": path}
 
 
+def hear_interrupts() -> None:
+    """A command started in a shell's background ignores SIGINT, and passes that on."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def stop(process: subprocess.Popen[bytes]) -> None:
     """Interrupts a process, so that it still reports, then ends it and all that it started."""
     process.send_signal(signal.SIGINT)
@@ -68,6 +73,7 @@ def step(arguments: list[str], log: Path, seconds: float) -> int | None:
             stdout=file,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            preexec_fn=hear_interrupts,
         )
         try:
             return process.wait(seconds)
