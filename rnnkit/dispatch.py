@@ -18,10 +18,9 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from .cells import find
 from .ops.sequence import Inputs
 
-__all__ = ["BACKENDS", "Decision", "Problem", "backend", "choose", "explain", "find", "recording"]
+__all__ = ["BACKENDS", "Decision", "Problem", "backend", "choose", "explain", "recording"]
 
 # In the order of preference: name and module.
 BACKENDS = {
