@@ -22,10 +22,10 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 
-from rnnkit.cells import find
+from rnnkit.cells import CELLS, find
 from rnnkit.ops.sequence import Inputs
 from rnnkit.triton import fit
-from rnnkit.triton.cells import EQUATIONS
+from rnnkit.triton.cells import equations
 from rnnkit.triton.scan import Launch, backward_launch, forward_launch, ready
 
 DTYPES = {
@@ -71,13 +71,14 @@ def build(case: Case, form: fit.Form | None = None) -> Launch:
         return torch.empty(shape, dtype=dtype, device="meta")
 
     G, S, H = cell.gates, cell.states, case.H
+    of_sum = cell.norm is not None and cell.norm.of_sum
     inputs = Inputs(
         x=tensor(T, B, N, G, H),
         w=tensor(N, G * H, H),
-        b=None if cell.additive else tensor(N, G * H),
+        b=None if cell.additive and not of_sum else tensor(N, G * H),
         s0=tensor(S, B, N, H),
         p=tensor(N, cell.rows, H) if cell.rows else None,
-        m=tensor(T, B, N, cell.masks, H) if cell.masks else None,
+        m=tensor(T, B, N, S, H, dtype=torch.bool) if case.features else None,
         d=tensor(B, N, H) if case.features else None,
         lengths=tensor(B, N, dtype=torch.int64) if case.features else None,
         resets=tensor(T, B, N, dtype=torch.bool) if case.features else None,
@@ -93,7 +94,9 @@ def build(case: Case, form: fit.Form | None = None) -> Launch:
     arriving = {"doutput": states, "dcells": cells if S > 1 else None, "dlast": None}
     dr = None if cell.additive else tensor(*x.shape)
     prev = tensor(S, T, B, N, H)
-    return backward_launch(inputs, form, prev, tensor(*x.shape), arriving, tensor(*x.shape), dr)
+    scale = tensor(T, B, N, G, 1, dtype=torch.float32) if cell.norm else None
+    r, dx = tensor(*x.shape), tensor(*x.shape)
+    return backward_launch(inputs, form, prev, r, scale, arriving, dx, dr)
 
 
 class Driver:
@@ -119,7 +122,7 @@ def measure(case: Case, form: fit.Form | None = None) -> dict[str, Any]:
     arguments = (launch.tensors, launch.sizes, *launch.constants)
     kernel = launch.kernel.run(*arguments, grid=launch.grid, warmup=True, **launch.options)
     row: dict[str, Any] = case._asdict() | {
-        "form": "resident" if launch.constants[1].RESIDENT.value else "stepwise",
+        "form": "resident" if launch.constants[2].RESIDENT.value else "stepwise",
         "warps": launch.options["num_warps"],
         "shared": kernel.metadata.shared,
         "limit": TARGETS[case.target].shared,
@@ -161,7 +164,7 @@ def largest(case: Case) -> int:
 
 
 def resident(case: Case) -> bool:
-    return bool(build(case).constants[1].RESIDENT.value)
+    return bool(build(case).constants[2].RESIDENT.value)
 
 
 def cases(args: argparse.Namespace) -> Iterator[Case]:
@@ -180,7 +183,7 @@ def cases(args: argparse.Namespace) -> Iterator[Case]:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--targets", nargs="+", default=list(TARGETS), choices=list(TARGETS))
-    parser.add_argument("--cells", nargs="+", default=sorted(EQUATIONS))
+    parser.add_argument("--cells", nargs="+", default=sorted(filter(equations, CELLS)))
     parser.add_argument("--dtypes", nargs="+", default=list(DTYPES), choices=list(DTYPES))
     parser.add_argument("--sizes", nargs="+", type=int)
     parser.add_argument("--json", action="store_true", help="print one JSON object a line")
@@ -196,7 +199,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def line(row: dict[str, Any]) -> str:
     side = "backward" if row["backward"] else "forward"
-    extra = "lengths,resets,d" if row["features"] else "plain"
+    extra = "all features" if row["features"] else "plain"
     return (
         f"{row['target']:7} {row['cell']:9} {row['dtype']} H {row['H']:4} {side:8} {extra:16} "
         f"{row['form']:8} {row['warps']} warps {row['registers']:3} registers "

@@ -17,6 +17,7 @@ class Kind:
     lengths: tuple[int, ...] | None = None
     resets: bool = False
     dropout: bool = False
+    zoneout: bool = False
     bias: bool = True
     start: bool = True
     sizes: dict[str, int] = field(default_factory=lambda: {"T": 4, "B": 3, "H": 3})
@@ -29,14 +30,15 @@ KINDS = {
     "bidirectional_heads": Kind(reverse=(False, True), groups=2),
     "lengths": Kind(reverse=(False, True), lengths=(2, 0, 4)),
     "resets": Kind(reverse=(False, True), resets=True),
-    "all": Kind((False, True), 1, (4, 1, 3), resets=True, dropout=True),
+    "zoneout": Kind(reverse=(False, True), zoneout=True, lengths=(4, 2, 3)),
+    "all": Kind((False, True), 1, (4, 1, 3), resets=True, dropout=True, zoneout=True),
     "one_step": Kind(sizes={"T": 1, "B": 1, "H": 1}),
 }
 # Every feature at once, as small as it can be: for checks that evaluate a scan many times.
-TINY = Kind((False, True), 1, (2, 1), resets=True, dropout=True, sizes={"T": 2, "B": 2, "H": 2})
+TINY = Kind((False, True), 1, (2, 1), True, True, True, sizes={"T": 2, "B": 2, "H": 3})
 LARGER = {
     "two_tiles": Kind(lengths=(0, 3) * 9, resets=True, sizes={"T": 3, "B": 18, "H": 17}),
-    "wide": Kind((False, True), 1, (3, 2), sizes={"T": 3, "B": 2, "H": 133}),
+    "wide": Kind((False, True), 1, (3, 2), zoneout=True, sizes={"T": 3, "B": 2, "H": 133}),
 }
 
 
@@ -45,6 +47,8 @@ def sample(cell: str, kind: Kind, dtype=torch.float64, device="cpu", grad=True) 
     equations = rnnkit.cells.find(cell)
     T, B, H = (kind.sizes[name] for name in "TBH")
     N, G, S = kind.groups * len(kind.reverse), equations.gates, equations.states
+    # With resets, every state has a mask; else only the first.
+    E = 0 if not kind.zoneout else S if kind.resets else 1
 
     def draw(*shape, scale=1.0):
         value = torch.randn(shape, dtype=torch.float64, device=device) * scale
@@ -61,7 +65,7 @@ def sample(cell: str, kind: Kind, dtype=torch.float64, device="cpu", grad=True) 
         b=draw(N, G * H) if kind.bias else None,
         s0=draw(S, B, N, H) if kind.start else None,
         p=draw(N, equations.rows, H) if equations.rows else None,
-        m=torch.rand(T, B, N, equations.masks, H, device=device) if equations.masks else None,
+        m=torch.rand(T, B, N, E, H, dtype=torch.float64, device=device) if E else None,
         d=(torch.rand(B, N, H, device=device) < 0.7).to(dtype) / 0.7 if kind.dropout else None,
         lengths=lengths,
         resets=resets,
@@ -120,13 +124,30 @@ def one_step(inputs: Inputs, t: int, b: int, n: int, s):
     cell, H = inputs.equations, inputs.x.shape[-1]
     d = 1 if inputs.d is None else inputs.d[b, n]
     x = tuple(inputs.x[t, b, n])
-    x += () if inputs.m is None else tuple(inputs.m[t, b, n].to(inputs.x.dtype))
     p = () if inputs.p is None else tuple(inputs.p[n])
+    gain, p = p[: cell.gains], p[cell.gains :]
     bias = inputs.w.new_zeros(cell.gates * H) if inputs.b is None else inputs.b[n]
-    r = (inputs.w[n] @ (s[0] * d) + bias).view(-1, H)
+    bias = bias.view(-1, H)
+
+    def product(q, gates):
+        """x and r of some gates."""
+        r = (inputs.w[n].view(-1, H, H)[gates] @ (q * d)).view(-1, H)
+        if cell.norm is None:
+            return x[gates], tuple(r + bias[gates])
+        sums = r + torch.stack(x[gates]) if cell.norm.of_sum else r
+        shape = [H] if cell.norm.per_gate else list(sums.shape)
+        r = torch.nn.functional.layer_norm(sums, shape, eps=cell.eps)
+        seen = tuple(torch.zeros_like(v) for v in x[gates]) if cell.norm.of_sum else x[gates]
+        return seen, tuple(r * torch.stack(gain[gates]) + bias[gates])
+
+    early = cell.gates if cell.inner is None else cell.inner.early
+    seen, r = product(s[0], slice(early))
     if cell.inner is not None:
-        early = cell.inner.early
-        q = cell.inner.step(x[:early], tuple(r[:early]), tuple(s), p)
-        late = inputs.w[n, early * H :] @ (q * d) + bias[early * H :]
-        r = torch.cat([r[:early], late.view(-1, H)])
-    return cell.step(x, tuple(r), tuple(s), p)
+        q = cell.inner.step(seen, r, tuple(s), p)
+        seen_late, r_late = product(q, slice(early, None))
+        seen, r = seen + seen_late, r + r_late
+    new = list(cell.step(seen, r, tuple(s), p))
+    if inputs.m is not None:
+        for k, share in enumerate(inputs.m[t, b, n].to(inputs.x.dtype)):
+            new[k] = share * s[k] + (1 - share) * new[k]
+    return new

@@ -32,13 +32,13 @@ def vjp(x, r, s, p, ds):
 
 
 @triton.jit
-def kernel_step(x, r, s, p):
+def kernel_step(x, r, s, p, u):
     f = sigmoid(x[0] + r[0])
     return ((1 - f) * s[0] + f * tanh(x[1] + f * r[1]),)
 
 
 @triton.jit
-def kernel_vjp(x, r, s, p, ds):
+def kernel_vjp(x, r, s, p, ds, u):
     f = sigmoid(x[0] + r[0])
     n = tanh(x[1] + f * r[1])
     dn = ds[0] * f * (1 - n * n)

@@ -7,23 +7,26 @@ cell. Each tensor below has shape (..., N, H): N groups of H units, with any dim
     step(x, r, s, p) -> s'                       the next states; s'[0] is the output h'
     vjp(x, r, s, p, ds') -> dx, dr, ds, dp       its vector-Jacobian product
 
-x: the input's part of each gate, followed by the masks of the step (which have no gradient).
-r: the recurrent part of each gate, h @ w.T + b. s: the states; s[0] is h.
-p: the cell's own parameters. ds is what reaches s directly, not through r.
+x: the input's part of each gate. s: the states; s[0] is h. p: the parameters of the step.
+r: the recurrent part of each gate, h @ w.T + b; of a cell with a norm, LN(h @ w.T) * gain + b.
+ds is what reaches s directly, not through r.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from typing import Any
 
 from torch import Tensor
 
+from .norm import EPS
+
 Tensors = tuple[Tensor, ...]
-Step = Callable[[Tensors, Tensors, Tensors, Tensors], Tensors]
-Vjp = Callable[
-    [Tensors, Tensors, Tensors, Tensors, Tensors], tuple[Tensors, Tensors, Tensors, Tensors]
-]
+# Those of a cell that `normalises` take eps as a keyword besides.
+Step = Callable[..., Tensors]
+Vjp = Callable[..., tuple[Tensors, Tensors, Tensors, Tensors]]
 
 
 @dataclass(frozen=True)
@@ -54,10 +57,25 @@ class Inner:
 
 
 @dataclass(frozen=True)
-class Cell:
-    """A recurrent cell: its equations, and the counts the scan needs to know.
+class Norm:
+    """Layer normalisation between the recurrent product and the step (Ba et al. 2016).
 
+    of_sum: of x + r, which must be all that the step sees of them; else of r alone.
+    per_gate: each gate over its H units; else all gates of one product together.
+    """
+
+    of_sum: bool = False
+    per_gate: bool = False
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A recurrent cell: its equations, and what the scan needs to know of them.
+
+    parameters: all of them; with a norm, its gain comes first and is not a parameter of the step.
     additive: x and r enter only as x + r, so dr equals dx and both biases can be added to x.
+    normalises: the step itself has a norm. eps: of all norms.
+    kernel: the name under which kernels know the step, if it is not the cell's.
     """
 
     name: str
@@ -66,14 +84,22 @@ class Cell:
     step: Step
     vjp: Vjp
     parameters: tuple[Parameter, ...] = ()
-    masks: int = 0
     additive: bool = False
     inner: Inner | None = None
+    norm: Norm | None = None
+    normalises: bool = False
+    eps: float = EPS
+    kernel: str = ""
 
     @property
     def rows(self) -> int:
-        """How many rows of H values the cell's own parameters have together."""
+        """How many rows of H values the parameters have together."""
         return sum(parameter.rows for parameter in self.parameters)
+
+    @property
+    def gains(self) -> int:
+        """How many of them are the norm's gain."""
+        return 0 if self.norm is None else self.gates
 
 
 CELLS: dict[str, Cell] = {}
@@ -87,8 +113,33 @@ def register(cell: Cell) -> Cell:
     return cell
 
 
+def normed(cell: Cell, norm: Norm, suffix: str) -> Cell:
+    """The cell with a norm before its step."""
+    gain = Parameter("norm_weight" if norm.of_sum else "norm_hh_weight", cell.gates, fill=1.0)
+    return replace(
+        cell,
+        name=f"{cell.name}_{suffix}",
+        norm=norm,
+        parameters=(gain, *cell.parameters),
+        kernel=cell.kernel or cell.name,
+    )
+
+
 def find(name: str) -> Cell:
-    """The cell of that name, or an error that lists the known ones."""
-    if name not in CELLS:
-        raise ValueError(f"unknown cell {name!r}: expected one of {', '.join(sorted(CELLS))}")
-    return CELLS[name]
+    """The cell of that name, where "NAME@EPS" has another eps in its norms; or an error."""
+    if name in CELLS:
+        return CELLS[name]
+    base, _, eps = name.partition("@")
+    if base in CELLS and eps:
+        return with_eps(CELLS[base], eps)
+    raise ValueError(f"unknown cell {name!r}: expected one of {', '.join(sorted(CELLS))}")
+
+
+@lru_cache
+def with_eps(cell: Cell, text: str) -> Cell:
+    """The cell with another eps in its norms."""
+    eps = float(text)
+    changed: dict[str, Any] = {"name": f"{cell.name}@{text}", "eps": eps}
+    if cell.normalises:
+        changed |= {"step": partial(cell.step, eps=eps), "vjp": partial(cell.vjp, eps=eps)}
+    return replace(cell, kernel=cell.kernel or cell.name, **changed)

@@ -4,6 +4,9 @@ reset after the product (torch, cuDNN):  n = tanh(x_n + reset * r_n),  r_n = W_h
 reset before the product (Cho et al. 2014):  n = tanh(x_n + W_hn (reset * h) + b_hn)
 
 Both: reset, z = sigmoid(x + r);  h' = (1 - z) * n + z * h.
+
+Layer-normalised, r is LN(h @ w.T) * gain + b over all three gates or over each; in the second form,
+whose two products come one after the other, over the gates of each product or over each.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .cell import Cell, Inner, Tensors, register
+from .cell import Cell, Inner, Norm, Tensors, normed, register
 from .lstm import slope
 
 
@@ -58,15 +61,10 @@ def inner_vjp(
     return da, da, (dq * reset,)
 
 
-register(Cell("gru", 3, 1, step, vjp))
-register(
-    Cell(
-        "gru_before",
-        3,
-        1,
-        before_step,
-        before_vjp,
-        additive=True,
-        inner=Inner(2, inner_step, inner_vjp),
-    )
-)
+inner = Inner(2, inner_step, inner_vjp)
+for cell in (
+    register(Cell("gru", 3, 1, step, vjp)),
+    register(Cell("gru_before", 3, 1, before_step, before_vjp, additive=True, inner=inner)),
+):
+    register(normed(cell, Norm(), "norm"))
+    register(normed(cell, Norm(per_gate=True), "norm_gates"))

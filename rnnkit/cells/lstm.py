@@ -4,14 +4,20 @@
 
 Gates in torch's order i, f, g, o; states h, c. With peepholes (Gers and Schmidhuber 2000), i and f
 also see p_i * c and p_f * c (the old c), and o sees p_o * c' (the new one).
+
+Layer-normalised (Ba et al. 2016, equations 20 to 22), r is LN(h @ w.T) * gain + b over all four
+gates or over each, and h' = o * tanh(LN(c')). Carried on is c' or, in the "carry" form, LN(c').
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
-from .cell import Cell, Parameter, Tensors, register
+from .cell import Cell, Norm, Parameter, Tensors, normed, register
+from .norm import EPS, normalise, normalise_vjp
 
 
 def slope(s: Tensor) -> Tensor:
@@ -19,68 +25,71 @@ def slope(s: Tensor) -> Tensor:
     return s * (1 - s)
 
 
-def gates(x: Tensors, r: Tensors) -> Tensors:
-    i, f, o = (torch.sigmoid(x[k] + r[k]) for k in (0, 1, 3))
-    return i, f, torch.tanh(x[2] + r[2]), o
+class Values(NamedTuple):
+    """What a step computes: c is the new one, n and scale what `normalise` gives of it."""
+
+    i: Tensor
+    f: Tensor
+    g: Tensor
+    o: Tensor
+    n: Tensor
+    scale: Tensor
+    tanh: Tensor
+    c: Tensor
 
 
-def step(x: Tensors, r: Tensors, s: Tensors, p: Tensors) -> Tensors:
-    i, f, g, o = gates(x, r)
-    c = f * s[1] + i * g
-    return o * torch.tanh(c), c
+def equations(name: str, peephole: bool, norm: bool, carry: bool) -> Cell:
+    """The cell with or without peepholes, a norm of c', and c' carried on normalised."""
+
+    def values(x: Tensors, r: Tensors, old: Tensor, p: Tensors, eps: float) -> Values:
+        i, f, g, o = (a + b for a, b in zip(x, r, strict=True))
+        if peephole:
+            i, f = i + p[0] * old, f + p[1] * old
+        i, f, g = torch.sigmoid(i), torch.sigmoid(f), torch.tanh(g)
+        c = n = scale = seen = f * old + i * g
+        if norm:
+            n, scale = normalise(c, eps)
+            seen = n * p[-2] + p[-1]
+        c = seen if carry else c
+        o = torch.sigmoid(o + p[2] * c if peephole else o)
+        return Values(i, f, g, o, n, scale, torch.tanh(seen), c)
+
+    def step(x: Tensors, r: Tensors, s: Tensors, p: Tensors, eps: float = EPS) -> Tensors:
+        v = values(x, r, s[1], p, eps)
+        return v.o * v.tanh, v.c
+
+    def vjp(
+        x: Tensors, r: Tensors, s: Tensors, p: Tensors, ds: Tensors, eps: float = EPS
+    ) -> tuple[Tensors, Tensors, Tensors, Tensors]:
+        v = values(x, r, s[1], p, eps)
+        dp: Tensors = ()
+        do = ds[0] * v.tanh * slope(v.o)
+        dc, dseen = ds[1], ds[0] * v.o * (1 - v.tanh * v.tanh)
+        if peephole:
+            dc = dc + do * p[2]
+        if norm:
+            # What is carried on normalised is what the output sees.
+            dc, dseen = (torch.zeros_like(dc), dc + dseen) if carry else (dc, dseen)
+            dp = (dseen * v.n, dseen)
+            dseen = normalise_vjp(v.n, v.scale, dseen * p[-2])
+        dc = dc + dseen
+        di, df = dc * v.g * slope(v.i), dc * s[1] * slope(v.f)
+        da, old = (di, df, dc * v.i * (1 - v.g * v.g), do), dc * v.f
+        if peephole:
+            dp = (di * s[1], df * s[1], do * v.c, *dp)
+            old = old + di * p[0] + df * p[1]
+        return da, da, (torch.zeros_like(old), old), dp
+
+    parameters = [Parameter("weight_ph", rows=3)] * peephole
+    if norm:
+        parameters += [Parameter("norm_c_weight", fill=1.0), Parameter("norm_c_bias", fill=0.0)]
+    kernel = name + "_norm" * norm + "_carry" * carry
+    return Cell(name, 4, 2, step, vjp, tuple(parameters), True, normalises=norm, kernel=kernel)
 
 
-def vjp(
-    x: Tensors, r: Tensors, s: Tensors, p: Tensors, ds: Tensors
-) -> tuple[Tensors, Tensors, Tensors, Tensors]:
-    i, f, g, o = gates(x, r)
-    tanh_c = torch.tanh(f * s[1] + i * g)
-    dc = ds[1] + ds[0] * o * (1 - tanh_c * tanh_c)
-    da = (
-        dc * g * slope(i),
-        dc * s[1] * slope(f),
-        dc * i * (1 - g * g),
-        ds[0] * tanh_c * slope(o),
-    )
-    return da, da, (torch.zeros_like(dc), dc * f), ()
-
-
-def peephole_gates(x: Tensors, r: Tensors, c: Tensor, p: Tensors) -> tuple[Tensor, ...]:
-    """i, f, g, o and the new c."""
-    i = torch.sigmoid(x[0] + r[0] + p[0] * c)
-    f = torch.sigmoid(x[1] + r[1] + p[1] * c)
-    g = torch.tanh(x[2] + r[2])
-    new = f * c + i * g
-    return i, f, g, torch.sigmoid(x[3] + r[3] + p[2] * new), new
-
-
-def peephole_step(x: Tensors, r: Tensors, s: Tensors, p: Tensors) -> Tensors:
-    *_, o, c = peephole_gates(x, r, s[1], p)
-    return o * torch.tanh(c), c
-
-
-def peephole_vjp(
-    x: Tensors, r: Tensors, s: Tensors, p: Tensors, ds: Tensors
-) -> tuple[Tensors, Tensors, Tensors, Tensors]:
-    i, f, g, o, c = peephole_gates(x, r, s[1], p)
-    tanh_c = torch.tanh(c)
-    do = ds[0] * tanh_c * slope(o)
-    dc = ds[1] + ds[0] * o * (1 - tanh_c * tanh_c) + do * p[2]
-    di, df = dc * g * slope(i), dc * s[1] * slope(f)
-    da = (di, df, dc * i * (1 - g * g), do)
-    old = dc * f + di * p[0] + df * p[1]
-    return da, da, (torch.zeros_like(dc), old), (di * s[1], df * s[1], do * c)
-
-
-register(Cell("lstm", 4, 2, step, vjp, additive=True))
-register(
-    Cell(
-        "lstm_peephole",
-        4,
-        2,
-        peephole_step,
-        peephole_vjp,
-        (Parameter("weight_ph", rows=3),),
-        additive=True,
-    )
-)
+for name, peephole in (("lstm", False), ("lstm_peephole", True)):
+    register(equations(name, peephole, norm=False, carry=False))
+    for carry, ending in ((False, ""), (True, "_carry")):
+        cell = equations(name, peephole, True, carry)
+        register(normed(cell, Norm(), "norm" + ending))
+        register(normed(cell, Norm(per_gate=True), "norm_gates" + ending))

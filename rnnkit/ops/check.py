@@ -31,17 +31,19 @@ def check(inputs: Inputs) -> None:
     T, B, N, G, H = x.shape
     if cell.gates != G:
         raise ValueError(f"x: cell {cell.name!r} has G = {cell.gates} gates, got {tuple(x.shape)}")
-    sizes = {"T": T, "B": B, "N": N, "G": G, "H": H, "G*H": G * H}
-    sizes |= {"S": cell.states, "P": cell.rows, "E": cell.masks}
+    sizes = {"T": T, "B": B, "N": N, "G": G, "H": H, "G*H": G * H, "E": 1}
+    sizes |= {"S": cell.states, "P": cell.rows}
+    if inputs.m is not None and inputs.m.dim() == 5:
+        # A mask may be given for the first states only.
+        sizes["E"] = min(max(inputs.m.shape[3], 1), cell.states)
     for name, letters in LETTERS.items():
         value = getattr(inputs, name)
         if value is not None:
             check_tensor(
                 name, value, tuple(sizes[letter] for letter in letters.split()), letters, x
             )
-    for name, needed in (("p", cell.rows), ("m", cell.masks)):
-        if needed and getattr(inputs, name) is None:
-            raise ValueError(f"{name}: cell {cell.name!r} needs {needed} rows of it, got None")
+    if cell.rows and inputs.p is None:
+        raise ValueError(f"p: cell {cell.name!r} needs {cell.rows} rows of it, got None")
     if not inputs.reverse or N % len(inputs.reverse):
         raise ValueError(
             f"reverse: expected directions for equal runs of N = {N} groups, got {inputs.reverse}"

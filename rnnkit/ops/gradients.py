@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..reference import scan as reference
-from .sequence import Inputs, previous
+from .sequence import Inputs, previous, products, valid
 
 if TYPE_CHECKING:
     from ..dispatch import Backend
@@ -21,17 +21,34 @@ def gradients(
     arriving: tuple[Tensor | None, Tensor | None, Tensor | None],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """dx, dw, db, ds0 and dp: all that is parallel in time here, the rest in the backend."""
-    prev = previous(inputs, states)
-    gates = inputs.x.unbind(3)
-    if inputs.m is not None:
-        gates += inputs.m.to(inputs.x.dtype).unbind(3)
-    r = reference.recurrent_gates(inputs, gates, prev.unbind(0), inputs.parameters)
-    dx, dr, ds0, dp = backend.scan_backward(inputs, prev, r, *arriving)
-    fed = reference.fed(inputs, gates, prev.unbind(0), r)
-    dw = torch.cat([contract(dr[:, :, :, rows], q) for q, rows in fed], 1)
+    prev, x = previous(inputs, states), inputs.x.unbind(3)
+    s = prev.unbind(0)
+    n, scale = reference.recurrent_gates(inputs, x, s)
+    q = reference.fed(inputs, x, s, n)
+    dx, dr, ds0, dp = backend.scan_backward(inputs, prev, n, scale, *arriving)
     # Without a bias nobody reads its gradient, and to sum it would read all of dr.
-    db = dw.new_zeros(dw.shape[:2]) if inputs.b is None else dr.sum((0, 1)).flatten(1)
+    db = dr.new_zeros(inputs.w.shape[:2]) if inputs.b is None else dr.sum((0, 1)).flatten(1)
+    if scale is not None:
+        dx, dr, dp = through_norm(inputs, n, scale, dx, dr, dp)
+    gates = products(inputs)
+    dw = torch.cat([contract(dr[:, :, :, k], v) for k, v in zip(gates, q, strict=True)], 1)
     return dx, dw, db, ds0, dp
+
+
+def through_norm(
+    inputs: Inputs, n: Tensor, scale: Tensor, dx: Tensor, dr: Tensor, dp: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """dx, the products' gradient and dp, given the gradients of what the step sees."""
+    norm, live, dtype = inputs.equations.norm, valid(inputs), dr.dtype
+    if live is not None:
+        # Padding may hold NaN, which a zero gradient would not silence in a product.
+        n, scale = (v.masked_fill(~live[..., None, None], 0) for v in (n, scale))
+    n, dr = n.to(scale.dtype), dr.to(scale.dtype)
+    dgain = (dr * n).sum((0, 1)).to(dtype)
+    dv = [reference.before_norm(inputs, dr[:, :, :, k], n, scale, k) for k in products(inputs)]
+    before = torch.cat(dv, 3).to(dtype)
+    dx = before if norm is not None and norm.of_sum else dx
+    return dx, before, torch.cat([dgain, dp], 1)
 
 
 def contract(dr: Tensor, q: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """`rnnkit::scan` and `rnnkit::scan_backward`: the only recurrent operator, for every cell.
 
 Dimensions: T time, B batch, N groups, G gates, H units of a group, S states of the cell, P rows of
-its own parameters, E masks of a step.
+its parameters, E states that have a mask.
 """
 
 from __future__ import annotations
@@ -49,10 +49,11 @@ def scan(
     Args:
         x: (T, B, N, G, H), the input's part of every gate.
         w: (N, G * H, H), the recurrent weights, gates in the cell's order.
-        b: (N, G * H), the recurrent biases; None means zero.
+        b: (N, G * H), the recurrent biases; None means zero. A cell's norm comes before them.
         s0: (S, B, N, H), the initial states, h first; None means zero.
-        p: (N, P, H), the cell's own parameters (peepholes, gains); None if it has none.
-        m: (T, B, N, E, H), masks: per-step inputs of the cell that get no gradient (zoneout).
+        p: (N, P, H), the cell's own parameters (gains, peepholes); None if it has none.
+        m: (T, B, N, E, H), in [0, 1]: the share of the old state that stays, of the first E states
+            (zoneout); no gradient.
         d: (B, N, H), multiplies h before every recurrent product (recurrent dropout); no gradient.
         lengths: (B, N), integer: a row past its length keeps its states and outputs zero. A
             reversed group starts at its row's last valid step.

@@ -39,14 +39,25 @@ class Inputs(NamedTuple):
 
     @property
     def parameters(self) -> tuple[Tensor, ...]:
-        """The rows of p, each (N, H)."""
-        return () if self.p is None else self.p.unbind(1)
+        """The parameters of the step, each (N, H)."""
+        return () if self.p is None else self.p[:, self.equations.gains :].unbind(1)
+
+    @property
+    def gain(self) -> Tensor | None:
+        """The gain (N, G, H) of the norm before the step, if the cell has one."""
+        return None if self.p is None or not self.equations.gains else self.p[:, : self.x.shape[3]]
 
     @property
     def late(self) -> int:
         """The first of the gates whose product waits for the inner step; all gates if none does."""
         inner = self.equations.inner
         return self.equations.gates if inner is None else inner.early
+
+
+def products(inputs: Inputs) -> list[slice]:
+    """The gates that each recurrent product of a step serves."""
+    late, G = inputs.late, inputs.x.shape[3]
+    return [slice(0, G)] if late == G else [slice(0, late), slice(late, G)]
 
 
 def runs(v: Tensor, reverse: Sequence[bool], dim: int) -> list[tuple[Tensor, bool]]:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..ops.sequence import Inputs, fresh, turn, valid
+from ..cells.norm import normalise, normalise_vjp
+from ..ops.sequence import Inputs, fresh, products, turn, valid
 
 if TYPE_CHECKING:
     from ..dispatch import Problem
@@ -32,35 +33,74 @@ def product(h: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
     return out.transpose(0, 1).unflatten(0, h.shape[:-2])
 
 
-def recurrent_gates(inputs: Inputs, x: Tensors, s: Tensors, p: Tensors) -> Tensor:
-    """r of every gate, (..., N, G, H), for one step or all: only the states must be known."""
-    w, b, d, late = inputs.w, inputs.b, inputs.d, inputs.late
-    cell, H = inputs.equations, inputs.w.shape[-1]
+def part(v: Tensor, gates: slice) -> Tensor:
+    """Some gates of (..., N, G, H) or (..., N, G, 1)."""
+    return v[..., gates, :]
 
-    def gates(q: Tensor, rows: slice) -> Tensor:
-        q = q if d is None else q * d
-        return product(q, w[:, rows], None if b is None else b[:, rows]).unflatten(-1, (-1, H))
 
+def recurrent_gates(inputs: Inputs, x: Tensors, s: Tensors) -> tuple[Tensor, Tensor | None]:
+    """What every gate's product gives, for one step or all: only the states must be known.
+
+    Returns (..., N, G, H): r; or with a norm what `normalise` gives, its gain and bias to come, and
+    the scale (..., N, G, 1), by which it was multiplied.
+    """
+    cell, late, G = inputs.equations, inputs.late, inputs.x.shape[3]
     if cell.inner is None:
-        return gates(s[0], slice(None))
-    early = gates(s[0], slice(late * H))
-    q = cell.inner.step(x[:late], early.unbind(-2), s, p)
-    return torch.cat([early, gates(q, slice(late * H, None))], -2)
+        return of_product(inputs, s[0], x, slice(0, G))
+    early, scale = of_product(inputs, s[0], x, slice(0, late))
+    q = cell.inner.step(*seen(inputs, x, early, slice(0, late)), s, inputs.parameters)
+    n, scale_late = of_product(inputs, q, x, slice(late, G))
+    both = None if scale is None or scale_late is None else torch.cat([scale, scale_late], -2)
+    return torch.cat([early, n], -2), both
 
 
-def fed(inputs: Inputs, x: Tensors, s: Tensors, r: Tensor) -> list[tuple[Tensor, slice]]:
-    """What each recurrent product was fed over the whole sequence, and the gates it served."""
-    cell, late = inputs.equations, inputs.late
-    q, gates = [s[0]], [slice(late)]
+def of_product(inputs: Inputs, q: Tensor, x: Tensors, gates: slice) -> tuple[Tensor, Tensor | None]:
+    """`recurrent_gates` of the gates that one product with q serves."""
+    cell, b, H = inputs.equations, inputs.b, inputs.w.shape[-1]
+    rows = slice(gates.start * H, gates.stop * H)
+    q = q if inputs.d is None else q * inputs.d
+    bias = None if b is None or cell.norm else b[:, rows]
+    v = product(q, inputs.w[:, rows], bias).unflatten(-1, (-1, H))
+    if cell.norm is None:
+        return v, None
+    if cell.norm.of_sum:
+        v = v + torch.stack(x[gates], -2)
+    wide = v.to(torch.promote_types(v.dtype, torch.float32))
+    n, scale = normalise(wide, cell.eps, 1 if cell.norm.per_gate else 2)
+    return n.to(v.dtype), scale.expand(*v.shape[:-1], 1)
+
+
+def seen(inputs: Inputs, x: Tensors, n: Tensor, gates: slice) -> tuple[Tensors, Tensors]:
+    """The x and r that the step sees, of some gates, from those gates of `recurrent_gates`."""
+    x, norm = x[gates], inputs.equations.norm
+    if norm is not None and inputs.gain is not None:
+        n = n * part(inputs.gain, gates)
+        n = n if inputs.b is None else n + part(inputs.b.unflatten(-1, inputs.x.shape[3:]), gates)
+        x = tuple(map(torch.zeros_like, x)) if norm.of_sum else x
+    return x, n.unbind(-2)
+
+
+def before_norm(
+    inputs: Inputs, dr: Tensor, n: Tensor, scale: Tensor | None, gates: slice
+) -> Tensor:
+    """The gradient (..., N, G, H) of the products, given that of r, of some gates."""
+    norm, gain = inputs.equations.norm, inputs.gain
+    if norm is None or gain is None or scale is None:
+        return dr
+    dn, dims = dr * part(gain, gates), 1 if norm.per_gate else 2
+    return normalise_vjp(part(n, gates), part(scale, gates), dn, dims)
+
+
+def fed(inputs: Inputs, x: Tensors, s: Tensors, n: Tensor) -> list[Tensor]:
+    """What each recurrent product was fed over the whole sequence."""
+    cell, early = inputs.equations, slice(0, inputs.late)
+    q = [s[0]]
     if cell.inner is not None:
-        inner = cell.inner.step(x[:late], r.unbind(3)[:late], s, inputs.parameters)
+        inner = cell.inner.step(*seen(inputs, x, part(n, early), early), s, inputs.parameters)
         live = valid(inputs)
         # Padding may hold NaN, which a zero gradient would not silence in a product.
         q.append(inner if live is None else inner.masked_fill(~live[..., None], 0))
-        gates.append(slice(late, None))
-    if inputs.d is not None:
-        q = [v * inputs.d for v in q]
-    return list(zip(q, gates, strict=True))
+    return q if inputs.d is None else [v * inputs.d for v in q]
 
 
 def upcast(inputs: Inputs) -> Inputs:
@@ -75,13 +115,13 @@ def upcast(inputs: Inputs) -> Inputs:
     return inputs._replace(**tensors)
 
 
-def steps(inputs: Inputs) -> list[Tensors]:
-    """x of every step in loop order: the gates, then the masks."""
-    x = turn(inputs.x, inputs.reverse).unbind(0)
+def steps(inputs: Inputs) -> list[tuple[Tensors, Tensors]]:
+    """x of every gate, and the masks of the states, of every step in loop order."""
+    x = [v.unbind(2) for v in turn(inputs.x, inputs.reverse).unbind(0)]
     if inputs.m is None:
-        return [v.unbind(2) for v in x]
+        return [(v, ()) for v in x]
     masks = turn(inputs.m.to(inputs.x.dtype), inputs.reverse).unbind(0)
-    return [v.unbind(2) + m.unbind(2) for v, m in zip(x, masks, strict=True)]
+    return [(v, m.unbind(2)) for v, m in zip(x, masks, strict=True)]
 
 
 def flags(inputs: Inputs) -> tuple[Tensor | None, Tensor | None]:
@@ -94,16 +134,17 @@ def flags(inputs: Inputs) -> tuple[Tensor | None, Tensor | None]:
 def scan(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
     """output (T, B, N, H), cells (S - 1, T, B, N, H) and last (S, B, N, H)."""
     dtype, inputs = inputs.x.dtype, upcast(inputs)
-    cell, x, p = inputs.equations, inputs.x, inputs.parameters
+    cell, x, every = inputs.equations, inputs.x, slice(0, inputs.x.shape[3])
     live, afresh = flags(inputs)
     shape = (cell.states, *x.shape[1:3], x.shape[-1])
     s = (x.new_zeros(shape) if inputs.s0 is None else inputs.s0).unbind(0)
     states = []
-    for t, x_t in enumerate(steps(inputs)):
+    for t, (x_t, m) in enumerate(steps(inputs)):
         if afresh is not None:
             s = tuple(v.masked_fill(afresh[t], 0) for v in s)
-        r = recurrent_gates(inputs, x_t, s, p).unbind(-2)
-        new = cell.step(x_t, r, s, p)
+        n, _ = recurrent_gates(inputs, x_t, s)
+        new = cell.step(*seen(inputs, x_t, n, every), s, inputs.parameters)
+        new = keep(m, s, new) + new[len(m) :]
         if live is None:
             s = new
         else:
@@ -117,24 +158,51 @@ def scan(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
     return output, torch.stack(cells) if cells else empty, torch.stack(s).to(dtype)
 
 
-def previous_gradient(
-    inputs: Inputs, x: Tensors, r: Tensors, s: Tensors, p: Tensors, ds: Tensors
-) -> tuple[Tensors, Tensors, Tensors, Tensors]:
-    """dx, dr, ds and dp of one step, ds in full: through the cell and through r."""
-    cell, late, H = inputs.equations, inputs.late, inputs.w.shape[-1]
+def keep(m: Tensors, old: Tensors, new: Tensors) -> Tensors:
+    """The states of which a share m of the old one stays (zoneout)."""
+    return tuple(k * a + (1 - k) * b for k, a, b in zip(m, old, new, strict=False))
 
-    def through(dr: Tensors, rows: slice) -> Tensor:
-        dq = product(torch.cat(dr, -1), inputs.w[:, rows].mT, None)
+
+def previous_gradient(
+    inputs: Inputs, x: Tensors, m: Tensors, n: Tensor, scale: Tensor | None, s: Tensors, ds: Tensors
+) -> tuple[Tensors, Tensors, Tensors, Tensors]:
+    """dx, dr, ds and dp of one step, ds in full: through the cell and through the products."""
+    new = tuple((1 - k) * v for k, v in zip(m, ds, strict=False)) + ds[len(m) :]
+    every, p = slice(0, inputs.x.shape[3]), inputs.parameters
+    dx, dr, old, dp = inputs.equations.vjp(*seen(inputs, x, n, every), s, p, new)
+    old = tuple(k * a + b for k, a, b in zip(m, ds, old, strict=False)) + old[len(m) :]
+    dx, dr, old = through_products(inputs, x, n, scale, s, dx, dr, old)
+    return dx, dr, old, dp
+
+
+def through_products(
+    inputs: Inputs,
+    x: Tensors,
+    n: Tensor,
+    scale: Tensor | None,
+    s: Tensors,
+    dx: Tensors,
+    dr: Tensors,
+    ds: Tensors,
+) -> tuple[Tensors, Tensors, Tensors]:
+    """dx, dr and ds of one step, given what they get from the cell alone."""
+    inner, late, H = inputs.equations.inner, inputs.late, inputs.w.shape[-1]
+
+    def through(dr: Tensors, gates: slice) -> Tensor:
+        dv = before_norm(inputs, torch.stack(dr, -2), n, scale, gates).flatten(-2)
+        rows = slice(gates.start * H, gates.stop * H)
+        dq = product(dv, inputs.w[:, rows].mT, None)
         return dq if inputs.d is None else dq * inputs.d
 
-    dx, dr, ds, dp = cell.vjp(x, r, s, p, ds)
-    if cell.inner is not None:
-        dq = through(dr[late:], slice(late * H, None))
-        dx_in, dr_in, ds_in = cell.inner.vjp(x[:late], r[:late], s, p, dq)
+    early = products(inputs)[0]
+    if inner is not None:
+        dq = through(dr[late:], products(inputs)[1])
+        of_early = seen(inputs, x, part(n, early), early)
+        dx_in, dr_in, ds_in = inner.vjp(*of_early, s, inputs.parameters, dq)
         dx = tuple(a + b for a, b in zip(dx[:late], dx_in, strict=True)) + dx[late:]
         dr = tuple(a + b for a, b in zip(dr[:late], dr_in, strict=True)) + dr[late:]
         ds = tuple(a + b for a, b in zip(ds, ds_in, strict=False)) + ds[len(ds_in) :]
-    return dx, dr, (ds[0] + through(dr[:late], slice(late * H)), *ds[1:]), dp
+    return dx, dr, (ds[0] + through(dr[:late], early), *ds[1:])
 
 
 def arrivals(inputs: Inputs, doutput: Tensor | None, dcells: Tensor | None) -> list[Tensor | None]:
@@ -154,26 +222,30 @@ def hide(values: Tensors, hidden: Tensor | None) -> Tensors:
 def scan_backward(
     inputs: Inputs,
     prev: Tensor,
-    r: Tensor,
+    n: Tensor,
+    scale: Tensor | None,
     doutput: Tensor | None,
     dcells: Tensor | None,
     dlast: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """dx and dr (T, B, N, G, H), ds0 (S, B, N, H) and dp (N, P, H)."""
+    """The gradients of what the step sees, its x and r (T, B, N, G, H); ds0 (S, B, N, H); and dp
+    (N, P, H) of the step's parameters. n and scale are `recurrent_gates` of all steps.
+    """
     dtype, inputs = inputs.x.dtype, upcast(inputs)
     x, p, reverse = inputs.x, inputs.parameters, inputs.reverse
     T, B, N, _, H = x.shape
     live, afresh = flags(inputs)
     entered = [turn(v.to(x.dtype), reverse) for v in prev]
     arriving, x_t = arrivals(inputs, doutput, dcells), steps(inputs)
-    r_t = [v.unbind(2) for v in turn(r.to(x.dtype), reverse).unbind(0)]
+    n_t = turn(n.to(x.dtype), reverse).unbind(0)
+    scale_t = [None] * T if scale is None else turn(scale, reverse).unbind(0)
     dlast = x.new_zeros(inputs.equations.states, B, N, H) if dlast is None else dlast
     ds = dlast.to(x.dtype).unbind(0)
     dxs, drs, dp = [], [], tuple(torch.zeros_like(v) for v in p)
     for t in reversed(range(T)):
         total = tuple(a if b is None else a + b[t] for a, b in zip(ds, arriving, strict=True))
         s = tuple(v[t] for v in entered)
-        dx, dr, old, dp_t = previous_gradient(inputs, x_t[t], r_t[t], s, p, total)
+        dx, dr, old, dp_t = previous_gradient(inputs, *x_t[t], n_t[t], scale_t[t], s, total)
         old = old if afresh is None else hide(old, afresh[t])
         if live is not None:
             dx, dr, dp_t = (hide(v, ~live[t]) for v in (dx, dr, dp_t))

@@ -10,6 +10,7 @@ class Forward(NamedTuple):
     m: Any
     w: Any
     b: Any
+    gain: Any
     p: Any
     d: Any
     s0: Any
@@ -23,15 +24,18 @@ class Forward(NamedTuple):
 class Backward(NamedTuple):
     """The tensors of the backward kernel. Without RESIDENT, dlast and ds0 are one buffer.
 
-    With ADDITIVE, r holds x + r, and x is not read.
+    r holds every step's r; with SUM, x + r; with NORM, the norm's result before gain and bias.
     """
 
     x: Any
     m: Any
     w: Any
+    b: Any
+    gain: Any
     p: Any
     d: Any
     r: Any
+    scale: Any
     prev: Any
     doutput: Any
     dcells: Any
@@ -58,13 +62,20 @@ class Sizes(NamedTuple):
 
 
 class Static(NamedTuple):
-    """What a kernel is compiled for; each is a tl.constexpr."""
+    """What a kernel is compiled for; each is a tl.constexpr.
+
+    P: rows of the step's parameters. LATE: the first gate of the second product; G if there is one
+    only. SUM: the step sees x + r as r, and a zero x. NORM: none, or how gates are normalised.
+    """
 
     G: Any
     S: Any
     P: Any
     E: Any
-    ADDITIVE: Any
+    LATE: Any
+    SUM: Any
+    NORM: Any
+    EPS: Any
     REVERSE: Any
     RUNS: Any
     RESIDENT: Any

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ..cells import Cell
 from ..ops.sequence import Inputs
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on")
@@ -57,15 +58,23 @@ def capacity(device: torch.device) -> int:
     return int(larger or properties.shared_memory_per_block)
 
 
+def sums(cell: Cell, resident: bool = True) -> bool:
+    """Whether the step is given x + r as r, and no x."""
+    if cell.norm is not None:
+        return cell.norm.of_sum
+    # Step by step, the inner step is torch's, which takes both.
+    return cell.additive and (resident or cell.inner is None)
+
+
 def need(inputs: Inputs, columns: int, backward: bool, stages: int) -> int:
     """Bytes of shared memory of a resident kernel, at most; `benchmarks.static` checks it.
 
     All weights; what the pipeline prefetches of a step's tiles; two tiles that change layout.
     """
     cell, size = inputs.equations, inputs.x.dtype.itemsize
-    tiles = cell.gates + cell.masks + (inputs.d is not None)
+    tiles = cell.gates + (inputs.d is not None) + (0 if inputs.m is None else inputs.m.shape[3])
     if backward:
-        tiles += 2 * cell.states + (0 if cell.additive else cell.gates)
+        tiles += 2 * cell.states + (0 if sums(cell) else cell.gates)
     weights = cell.gates * columns * columns * size
     return weights + ROWS * columns * ((stages - 1) * tiles * size + 2 * max(size, 4))
 
@@ -90,7 +99,10 @@ def choose_form(inputs: Inputs, backward: bool, limit: int | None = None, amd: b
     flagged = inputs.lengths is not None or inputs.resets is not None
     ragged = columns > 64 and H % 16 > 0 and inputs.equations.gates > 3 and flagged
     if compiled_double or columns > 128 or not depths or (ragged and not backward):
-        return Form(False, 4, min(columns, 128), 4, registers=None if amd or INTERPRETED else 255)
+        # A norm in the step needs all columns in one tile.
+        width = columns if inputs.equations.normalises else min(columns, 128)
+        rows, warps = max(1, min(4, 1024 // width)), 4 if width <= 1024 else 8
+        return Form(False, rows, width, warps, registers=None if amd or INTERPRETED else 255)
     few = 64 if amd else 32 if dtype.itemsize == 2 else 16
     warps = 4 if columns <= few else 8
     return Form(True, ROWS, columns, warps, columns > 64, registers, depths[0])

@@ -11,10 +11,25 @@ import triton
 import triton.language as tl
 
 from ..ops import sequence
-from .tiles import accumulate, add, load, nothing, select, store, zeros_like
+from .norm import normalise, normalise_vjp
+from .tiles import (
+    accumulate,
+    add,
+    add_share,
+    affine,
+    blend,
+    load,
+    nothing,
+    select,
+    store,
+    zeros_like,
+)
 
 FRESH = tl.constexpr(sequence.FRESH)
 LIVE = tl.constexpr(sequence.LIVE)
+# The values of NORM beside 0: each gate alone, or all gates of one product together.
+PER_GATE = tl.constexpr(1)
+TOGETHER = tl.constexpr(2)
 
 
 @triton.jit
@@ -42,8 +57,11 @@ def time(k, n, z, C: tl.constexpr):
 @triton.jit
 def strided(base, strides, t, row, n, rows, cols, mask, count: tl.constexpr, dtype: tl.constexpr):
     """`count` tiles of one step of a tensor (T, B, N, count, H)."""
-    here = base + t * strides[0] + row * strides[1] + n * strides[2]
-    return load(here, grid(rows, strides[1], cols), mask, count, strides[3], dtype)
+    tiles = ()
+    if count:
+        here = base + t * strides[0] + row * strides[1] + n * strides[2]
+        tiles = load(here, grid(rows, strides[1], cols), mask, count, strides[3], dtype)
+    return tiles
 
 
 @triton.jit
@@ -56,52 +74,60 @@ def resident_weights(w, z, n, cols, C: tl.constexpr):
 
 
 @triton.jit
-def product(h, weights, start, C: tl.constexpr):
-    """h times every gate's weights, each added to its start."""
-    out = ()
-    for g in tl.static_range(len(weights)):
-        q = h.to(weights[g].dtype)
-        r = tl.dot(q, weights[g], start[g], input_precision=C.PRECISION, out_dtype=C.DTYPE)
-        out = out + (r,)
-    return out
+def drop(q, d, offsets, mask, C: tl.constexpr):
+    """q times d. d is read anew at every step: held, it would cost registers that weights need."""
+    return q if d is None else q * tl.load(d + offsets, mask=mask, other=0).to(C.DTYPE)
 
 
 @triton.jit
-def scan_kernel(a, z, STEP: tl.constexpr, C: tl.constexpr):
+def product(q, weights, x, u, C: tl.constexpr):
+    """q times every gate's weights (with SUM, plus x), normalised if the cell says so."""
+    start = x if C.SUM else zeros_like(x)
+    out = ()
+    for g in tl.static_range(len(weights)):
+        h = q.to(weights[g].dtype)
+        v = tl.dot(h, weights[g], start[g], input_precision=C.PRECISION, out_dtype=C.DTYPE)
+        # A sum forms in the product's accumulator.
+        out = out + (normalise((v,), u)[0] if C.NORM == PER_GATE else (v,))
+    return normalise(out, u)[0] if C.NORM == TOGETHER else out
+
+
+@triton.jit
+def scan_kernel(a, z, STEP: tl.constexpr, INNER: tl.constexpr, C: tl.constexpr):
     """The scan of `a: Forward` for steps first .. first + steps of `z: Sizes`."""
     row, n, rows, cols, exists, real = place(z, C)
-    mask = exists[:, None] & real[None, :]
+    mask, u = exists[:, None] & real[None, :], (real[None, :], z.H, C.EPS)
     base = row * z.N + n
     plane = tl.cast(z.B, tl.int64) * z.N * z.H
     here, at = base * z.H, grid(rows, z.N * z.H, cols)
     s = load(a.s0 + here, at, mask, C.S, plane, C.DTYPE)
     own = load(a.p, n * C.P * z.H + cols, real, C.P, z.H, C.DTYPE)
     bias = load(a.b, n * C.G * z.H + cols, real, 0 if a.b is None else C.G, z.H, C.DTYPE)
+    gain = load(a.gain, n * C.G * z.H + cols, real, C.G if C.NORM else 0, z.H, C.DTYPE)
     weights = resident_weights(a.w, z, n, cols, C)
     for k in tl.range(z.first, z.first + z.steps, disable_licm=C.STREAM):
         t = time(k, n, z, C)
         x_t = strided(a.x, z.x, t, row, n, rows, cols, mask, C.G, C.DTYPE)
-        if C.E:
-            x_t = x_t + strided(a.m, z.m, t, row, n, rows, cols, mask, C.E, C.DTYPE)
+        share = strided(a.m, z.m, t, row, n, rows, cols, mask, C.E, C.DTYPE)
         if a.flags is not None:
             flag = tl.load(a.flags + t * z.B * z.N + base + rows * z.N, mask=exists, other=0)
             flag = flag[:, None]
             s = select((flag & FRESH) != 0, zeros_like(s), s)
         if C.RESIDENT:
-            # d is read anew at every step: held, it would cost registers that the weights need.
-            h = (
-                s[0]
-                if a.d is None
-                else s[0] * tl.load(a.d + here + at, mask=mask, other=0).to(C.DTYPE)
-            )
-            # An additive cell's sum x + r forms in the product's accumulator.
-            r_t = product(h, weights, x_t[: C.G] if C.ADDITIVE else zeros_like(x_t[: C.G]), C)
-            x_t = nothing(r_t) + x_t[C.G :] if C.ADDITIVE else x_t
+            q = drop(s[0], a.d, here + at, mask, C)
+            r_t = product(q, weights[: C.LATE], x_t[: C.LATE], u, C)
+            r_t = affine(r_t, gain[: C.LATE], bias[: C.LATE])
+            if C.LATE < C.G:
+                seen = nothing(r_t) if C.SUM else x_t[: C.LATE]
+                q = drop(INNER(seen, r_t, s, own, u), a.d, here + at, mask, C)
+                late = product(q, weights[C.LATE :], x_t[C.LATE :], u, C)
+                r_t = r_t + affine(late, gain[C.LATE :], bias[C.LATE :])
         else:
             r_t = load(a.r + here * C.G, grid(rows, z.N * C.G * z.H, cols), mask, C.G, z.H, C.DTYPE)
-            if a.flags is not None:
-                r_t = select((flag & FRESH) != 0, zeros_like(r_t), r_t)
-        new = STEP(x_t, r_t if a.b is None else add(r_t, bias), s, own)
+            r_t = affine(r_t, gain, bias)
+        if C.SUM and (C.RESIDENT or C.NORM):
+            x_t = nothing(r_t)
+        new = blend(share, s, STEP(x_t, r_t, s, own, u))
         s = new if a.flags is None else select((flag & LIVE) != 0, new, s)
         shown = s if a.flags is None else select((flag & LIVE) != 0, s, zeros_like(s))
         store(a.output + t * plane + here, at, mask, shown[:1], 0, 0)
@@ -122,50 +148,94 @@ def arriving(a, z, ds, t, here, at, mask, plane, C: tl.constexpr):
 
 
 @triton.jit
-def through_weights(a, dr, old, weights, here, at, mask, C: tl.constexpr):
-    """The gradient of h through every gate's product, added to what it got directly."""
-    dh = old[0] if a.d is None else tl.zeros_like(old[0])
-    for g in tl.static_range(C.G):
-        q = dr[g].to(weights[g].dtype)
-        dh = tl.dot(q, weights[g], dh, input_precision=C.PRECISION, out_dtype=C.DTYPE)
-    if a.d is not None:
-        dh = old[0] + dh * tl.load(a.d + here + at, mask=mask, other=0).to(C.DTYPE)
-    return (dh,) + old[1:]
+def before_norm(a, dr, n, gain, step, exists, u, FIRST: tl.constexpr, C: tl.constexpr):
+    """The gradients of one product's results, given those of r; its gates begin with FIRST."""
+    if C.NORM:
+        dn = affine(dr, gain, ())
+        scale = a.scale + step * C.G + FIRST
+        if C.NORM == TOGETHER:
+            by = tl.load(scale, mask=exists, other=0).to(C.DTYPE)[:, None]
+            dr = normalise_vjp(n, by, dn, u)
+        else:
+            dr = ()
+            for g in tl.static_range(len(n)):
+                by = tl.load(scale + g, mask=exists, other=0).to(C.DTYPE)[:, None]
+                dr = dr + normalise_vjp((n[g],), by, (dn[g],), u)
+    return dr
 
 
 @triton.jit
-def scan_backward_kernel(a, z, VJP: tl.constexpr, C: tl.constexpr):
+def back(dr, weights, start, C: tl.constexpr):
+    """The gradient of what a product was fed, given that of its results, added to start."""
+    for g in tl.static_range(len(dr)):
+        q = dr[g].to(weights[g].dtype)
+        start = tl.dot(q, weights[g], start, input_precision=C.PRECISION, out_dtype=C.DTYPE)
+    return start
+
+
+@triton.jit
+def through_products(
+    a, x, n, r, s, own, gain, step, weights, exists, here, mask, u, found,
+    INNER: tl.constexpr, C: tl.constexpr,
+):  # fmt: skip
+    """dx, dr and the states' gradients, given what they get from the step alone."""
+    dx, dr, old = found
+    if C.LATE < C.G:
+        late, of_late = dr[C.LATE :], n[C.LATE :]
+        late = before_norm(a, late, of_late, gain[C.LATE :], step, exists, u, C.LATE, C)
+        dq = drop(back(late, weights[C.LATE :], tl.zeros_like(old[0]), C), a.d, here, mask, C)
+        dx_in, dr_in, ds_in = INNER(x[: C.LATE], r[: C.LATE], s, own, dq, u)
+        dx, dr = add(dx, dx_in) + dx[C.LATE :], add(dr, dr_in) + dr[C.LATE :]
+        old = add(old, ds_in) + old[len(ds_in) :]
+    early, of_early = dr[: C.LATE], n[: C.LATE]
+    early = before_norm(a, early, of_early, gain[: C.LATE], step, exists, u, 0, C)
+    if a.d is None:
+        dh = back(early, weights[: C.LATE], old[0], C)
+    else:
+        dh = back(early, weights[: C.LATE], tl.zeros_like(old[0]), C)
+        dh = old[0] + drop(dh, a.d, here, mask, C)
+    return dx, dr, (dh,) + old[1:]
+
+
+@triton.jit
+def scan_backward_kernel(a, z, VJP: tl.constexpr, INNER: tl.constexpr, C: tl.constexpr):
     """The backward of `a: Backward` for steps first + steps - 1 down to first of `z: Sizes`."""
     row, n, rows, cols, exists, real = place(z, C)
-    mask = exists[:, None] & real[None, :]
+    mask, u = exists[:, None] & real[None, :], (real[None, :], z.H, C.EPS)
     base = row * z.N + n
     plane = tl.cast(z.B, tl.int64) * z.N * z.H
     here, at = base * z.H, grid(rows, z.N * z.H, cols)
     gates, gate_at = here * C.G, grid(rows, z.N * C.G * z.H, cols)
     ds = load(a.dlast + here, at, mask, C.S, plane, C.DTYPE)
     own = load(a.p, n * C.P * z.H + cols, real, C.P, z.H, C.DTYPE)
+    bias = load(a.b, n * C.G * z.H + cols, real, 0 if a.b is None else C.G, z.H, C.DTYPE)
+    gain = load(a.gain, n * C.G * z.H + cols, real, C.G if C.NORM else 0, z.H, C.DTYPE)
     dp = a.dp + (tl.program_id(0) * z.N + n) * C.P * z.H
     dp_sum = load(dp, cols, real, C.P, z.H, C.DTYPE)
     weights = resident_weights(a.w, z, n, cols, C)
     for i in tl.range(z.steps, disable_licm=C.STREAM):
         t = time(z.first + z.steps - 1 - i, n, z, C)
-        r_t = load(a.r + t * plane * C.G + gates, gate_at, mask, C.G, z.H, C.DTYPE)
+        n_t = load(a.r + t * plane * C.G + gates, gate_at, mask, C.G, z.H, C.DTYPE)
+        r_t = affine(n_t, gain, bias)
         x_t = nothing(r_t)
-        if not C.ADDITIVE:
+        if not C.SUM:
             x_t = strided(a.x, z.x, t, row, n, rows, cols, mask, C.G, C.DTYPE)
-        if C.E:
-            x_t = x_t + strided(a.m, z.m, t, row, n, rows, cols, mask, C.E, C.DTYPE)
+        share = strided(a.m, z.m, t, row, n, rows, cols, mask, C.E, C.DTYPE)
         s = load(a.prev + t * plane + here, at, mask, C.S, z.T * plane, C.DTYPE)
         total = arriving(a, z, ds, t, here, at, mask, plane, C)
-        dx, dr, old, dp_t = VJP(x_t, r_t, s, own, total)
+        dx, dr, old, dp_t = VJP(x_t, r_t, s, own, blend(share, zeros_like(total), total), u)
+        old = add_share(share, total, old)
+        step = t * z.B * z.N + base + rows * z.N
+        if C.RESIDENT:
+            dx, dr, old = through_products(
+                a, x_t, n_t, r_t, s, own, gain, step, weights, exists, here + at, mask, u,
+                (dx, dr, old), INNER, C,
+            )  # fmt: skip
         if a.flags is not None:
-            flag = tl.load(a.flags + t * z.B * z.N + base + rows * z.N, mask=exists, other=0)
+            flag = tl.load(a.flags + step, mask=exists, other=0)
             live, afresh = (flag & LIVE)[:, None] != 0, (flag & FRESH)[:, None] != 0
             dx, dr = select(live, dx, zeros_like(dx)), select(live, dr, zeros_like(dr))
             dp_t = select(live, dp_t, zeros_like(dp_t))
-        if C.RESIDENT:
-            old = through_weights(a, dr, old, weights, here, at, mask, C)
-        if a.flags is not None:
             old = select(live, select(afresh, zeros_like(old), old), ds)
         ds = old
         store(a.dx + t * plane * C.G + gates, gate_at, mask, dx, 0, z.H)

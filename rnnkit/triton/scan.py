@@ -12,12 +12,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..ops.sequence import Inputs, flags, fresh, runs
-from ..reference.scan import product
+from ..cells import find
+from ..ops.sequence import Inputs, flags, fresh, runs, valid
+from ..reference.scan import recurrent_gates, through_products
 from .arguments import Backward, Forward, Sizes, Static
-from .cells import EQUATIONS
-from .fit import AMD, INTERPRETED, Form, choose_form
-from .kernels import scan_backward_kernel, scan_kernel
+from .cells import equations
+from .fit import AMD, INTERPRETED, Form, choose_form, sums
+from .kernels import PER_GATE, TOGETHER, scan_backward_kernel, scan_kernel
 
 if TYPE_CHECKING:
     from ..dispatch import Problem
@@ -26,11 +27,13 @@ if TYPE_CHECKING:
 MOST_GROUPS = 65535
 # The kernels compute offsets within a tile of rows in 32 bits.
 LONGEST_STRIDE = 2**31 // 64
+# The columns of one program's tiles.
+WIDEST = 4096
 
 
 def why_not(problem: Problem) -> str | None:
     """Why the kernels cannot run this problem; None if they can."""
-    if problem.cell not in EQUATIONS:
+    if equations(problem.cell) is None:
         return f"cell {problem.cell!r} has no Triton equations"
     if problem.device.type == "cpu" and not INTERPRETED:
         return "its kernels run on a GPU, and on a CPU only with TRITON_INTERPRET=1"
@@ -42,6 +45,8 @@ def why_not(problem: Problem) -> str | None:
         return f"N = {problem.N} groups: a GPU's grid takes at most {MOST_GROUPS}"
     if problem.runs > 31:
         return f"reverse has {problem.runs} runs, and its kernels take at most 31"
+    if find(problem.cell).normalises and problem.H > WIDEST:
+        return f"H = {problem.H}: the norm in the step of {problem.cell!r} takes at most {WIDEST}"
     return None
 
 
@@ -52,7 +57,7 @@ class Launch(NamedTuple):
     grid: tuple[int, int, int]
     tensors: Any  # Forward or Backward
     sizes: Sizes
-    constants: tuple[Any, Static]
+    constants: tuple[Any, Any, Static]
     options: dict[str, int]
 
     def go(self, first: int = 0, **tensors: Tensor) -> None:
@@ -70,12 +75,16 @@ def sizes_of(inputs: Inputs, form: Form, w_strides: tuple[int, ...]) -> Sizes:
 
 def static_of(inputs: Inputs, form: Form) -> Static:
     cell, dtype = inputs.equations, inputs.x.dtype
+    norm = 0 if cell.norm is None else PER_GATE.value if cell.norm.per_gate else TOGETHER.value
     values = (
         cell.gates,
         cell.states,
-        cell.rows,
-        cell.masks,
-        cell.additive,
+        cell.rows - cell.gains,
+        0 if inputs.m is None else inputs.m.shape[3],
+        inputs.late,
+        sums(cell, form.resident),
+        norm,
+        cell.eps,
         sum(back << k for k, back in enumerate(inputs.reverse)),
         len(inputs.reverse),
         form.resident,
@@ -142,48 +151,64 @@ def scan(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
 def forward_launch(
     inputs: Inputs, form: Form, start: Tensor, output: Tensor, cells: Tensor, last: Tensor
 ) -> Launch:
-    x, m, w, b, p, d = (getattr(inputs, name) for name in ("x", "m", "w", "b", "p", "d"))
-    r = None
+    x, m, w, b, d = (getattr(inputs, name) for name in ("x", "m", "w", "b", "d"))
+    r, cell = None, equations(inputs.cell)
+    assert cell is not None
     if not form.resident:
         # The state between the steps, in the precision in which the kernel computes.
         start = last = start.to(torch.promote_types(start.dtype, torch.float32), copy=True)
-        r = x.new_empty(x.shape[1:])
-    tensors = Forward(x, m, w, b, p, d, start, r, marks(inputs), output, cells, last)
+        r, b = x.new_empty(x.shape[1:]), b if inputs.gain is not None else None
+    tensors = Forward(x, m, w, b, *rows_of(inputs), d, start, r, marks(inputs), output, cells, last)
     sizes = sizes_of(inputs, form, (w.stride(0), 1, w.stride(1), x.shape[-1] * w.stride(1)))
-    constants = EQUATIONS[inputs.cell].step, static_of(inputs, form)
+    constants = cell.step, cell.inner_step, static_of(inputs, form)
     return Launch(scan_kernel, grid(inputs, form), tensors, sizes, constants, form.options)
 
 
+def rows_of(inputs: Inputs) -> tuple[Tensor | None, Tensor | None]:
+    """The norm's gain and the step's parameters, dense."""
+    p, gains = inputs.p, inputs.equations.gains
+    if p is None or gains in (0, p.shape[1]):
+        return (p, None) if gains else (None, p)
+    return p[:, :gains].contiguous(), p[:, gains:].contiguous()
+
+
 def stepwise(inputs: Inputs, launch: Launch) -> None:
-    """The forward scan a step at a time: the state's product with all weights, then the gates."""
-    state, d = launch.tensors.last, inputs.d
-    for k in range(inputs.x.shape[0]):
-        h = state[0].to(inputs.x.dtype)
-        r = product(h if d is None else (h * d).to(h.dtype), inputs.w, None)
+    """The forward scan a step at a time: the recurrent products, then the gates."""
+    state, x, afresh = launch.tensors.last, inputs.x, fresh(inputs)
+    # Only an inner step, or a norm of the sum, needs x for the products.
+    of_sum = inputs.equations.norm is not None and inputs.equations.norm.of_sum
+    for k in range(x.shape[0]):
+        s = state.to(x.dtype)
+        if afresh is not None:
+            s = s.masked_fill(at_step(afresh, inputs.reverse, k)[..., None], 0)
+        reads_x = of_sum or inputs.equations.inner is not None
+        gates = at_step(x, inputs.reverse, k).unbind(2) if reads_x else ()
+        r, _ = recurrent_gates(inputs, gates, s.unbind(0))
         launch.go(first=k, r=r.contiguous())
 
 
 def scan_backward(
     inputs: Inputs,
     prev: Tensor,
-    r: Tensor,
+    n: Tensor,
+    scale: Tensor | None,
     doutput: Tensor | None,
     dcells: Tensor | None,
     dlast: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """dx and dr (T, B, N, G, H), ds0 (S, B, N, H) and dp (N, P, H)."""
+    """dx, dr, ds0 and dp, as `rnnkit.reference.scan.scan_backward`."""
     inputs = ready(inputs)
     x, cell = inputs.x, inputs.equations
     dx = x.new_empty(x.shape)
     dr = None if cell.additive else x.new_empty(x.shape)
     form = choose_form(inputs, backward=True)
     arriving = {"doutput": doutput, "dcells": dcells, "dlast": dlast}
-    launch = backward_launch(inputs, form, prev, r, arriving, dx, dr)
+    launch = backward_launch(inputs, form, prev, n, scale, arriving, dx, dr)
     with torch.cuda.device_of(x):
         if form.resident:
             launch.go()
         else:
-            stepwise_backward(inputs, launch)
+            stepwise_backward(inputs, launch, n, scale)
     ds0, dp = launch.tensors.ds0, launch.tensors.dp
     return dx, dx if dr is None else dr, ds0.to(x.dtype), dp.sum(0).to(x.dtype)
 
@@ -193,45 +218,83 @@ def backward_launch(
     form: Form,
     prev: Tensor,
     r: Tensor,
+    scale: Tensor | None,
     arriving: dict[str, Tensor | None],
     dx: Tensor,
     dr: Tensor | None,
 ) -> Launch:
-    x, m, w, p, d = (getattr(inputs, name) for name in ("x", "m", "w", "p", "d"))
+    x, m, w, d = (getattr(inputs, name) for name in ("x", "m", "w", "d"))
     _, B, N, _, H = x.shape
     wide, cell = torch.promote_types(x.dtype, torch.float32), inputs.equations
+    known = equations(inputs.cell)
+    assert known is not None
     shape, dlast = (cell.states, B, N, H), arriving["dlast"]
     dense = {k: None if v is None else v.contiguous() for k, v in arriving.items()}
     start = x.new_zeros(shape, dtype=wide) if dlast is None else dlast.to(wide).contiguous()
     ds0 = x.new_empty(shape, dtype=wide) if form.resident else start.clone()
     dense["dlast"] = start if form.resident else ds0
-    dp = x.new_zeros(grid(inputs, form)[0], N, cell.rows, H, dtype=wide)
+    dp = x.new_zeros(grid(inputs, form)[0], N, cell.rows - cell.gains, H, dtype=wide)
     w_strides = (w.stride(0), w.stride(1), 1, H * w.stride(1))
     if form.resident and w.dtype.itemsize > 2:
         # The matrix units read wide operands along the inner dimension only: turned by the
         # compiler, the weights would stand on chip twice.
         w = w.mT.contiguous()
         w_strides = (w.stride(0), 1, w.stride(1), H)
-    r = (r.add_(x) if cell.additive else r).contiguous()  # r was made for this call alone
+    if cell.norm is None and sums(cell, form.resident):
+        r = r.add_(x)  # it was made for this call alone
+    gain, p = rows_of(inputs)
+    b = None if gain is None else inputs.b
+    scale = None if scale is None else scale.contiguous()
     more = dict(flags=marks(inputs), dx=dx, dr=dr, ds0=ds0, dp=dp)
-    tensors = Backward(x, m, w, p, d, r, prev, **dense, **more)
+    tensors = Backward(x, m, w, b, gain, p, d, r.contiguous(), scale, prev, **dense, **more)
     sizes = sizes_of(inputs, form, w_strides)
-    constants = EQUATIONS[inputs.cell].vjp, static_of(inputs, form)
+    constants = known.vjp, known.inner_vjp, static_of(inputs, form)
     tiles = grid(inputs, form)
     return Launch(scan_backward_kernel, tiles, tensors, sizes, constants, form.options)
 
 
-def stepwise_backward(inputs: Inputs, launch: Launch) -> None:
-    """The backward scan a step at a time: the gates, then dr's product with all weights."""
-    tensors, ds, afresh = launch.tensors, launch.tensors.ds0, fresh(inputs)
-    dr = tensors.dx if tensors.dr is None else tensors.dr
+def stepwise_backward(inputs: Inputs, launch: Launch, n: Tensor, scale: Tensor | None) -> None:
+    """The backward scan a step at a time: the gates, then the products."""
+    tensors, ds = launch.tensors, launch.tensors.ds0
+    afresh, live, cell = fresh(inputs), valid(inputs), inputs.equations
+    hidden = None if live is None or cell.inner is None else ~live
+    gradients = (tensors.dx,) if tensors.dr is None else (tensors.dx, tensors.dr)
+
+    def at(v: Tensor | None, k: int) -> Tensor | None:
+        return None if v is None else at_step(v, inputs.reverse, k)
+
     for k in reversed(range(inputs.x.shape[0])):
         launch.go(first=k)
-        dh = product(at_step(dr, inputs.reverse, k).flatten(-2), inputs.w.mT, None)
-        dh = dh if inputs.d is None else dh * inputs.d
-        if afresh is not None:
-            dh = dh.masked_fill(at_step(afresh, inputs.reverse, k)[..., None], 0)
-        ds[0] += dh
+        found = [at_step(v, inputs.reverse, k) for v in gradients]
+        x, s = ((), ()) if cell.inner is None else entered(inputs, tensors.prev, k)
+        dx, dr = found[0].unbind(2), found[-1].unbind(2)
+        zero: Any = (0,) * cell.states
+        n_k: Any = at(n, k) if cell.norm is not None or cell.inner is not None else None
+        dx, dr, more = through_products(inputs, x, n_k, at(scale, k), s, dx, dr, zero)
+        for v, new in zip(gradients if cell.inner is not None else (), (dx, dr), strict=False):
+            put_step(v, inputs.reverse, k, hide(torch.stack(new, 2), at(hidden, k)))
+        for v, new in zip(ds, more, strict=True):
+            if isinstance(new, Tensor):
+                v += hide(hide(new, at(afresh, k)), at(hidden, k))
+
+
+def entered(inputs: Inputs, prev: Tensor, k: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """The gates' x and the states with which each group enters its own k-th step."""
+    x = at_step(inputs.x, inputs.reverse, k).unbind(2)
+    return x, tuple(at_step(v, inputs.reverse, k) for v in prev)
+
+
+def hide(v: Tensor, hidden: Tensor | None) -> Tensor:
+    """v (B, N, ...) with zeros where hidden (B, N)."""
+    return v if hidden is None else v.masked_fill(hidden[(..., *[None] * (v.dim() - 2))], 0)
+
+
+def put_step(v: Tensor, reverse: Sequence[bool], k: int, value: Tensor) -> None:
+    """Sets what `at_step` gets."""
+    last = v.shape[0] - 1
+    parts = zip(runs(v, reverse, 2), runs(value, reverse, 1), strict=True)
+    for (part, back), (new, _) in parts:
+        part[last - k if back else k] = new
 
 
 def at_step(v: Tensor, reverse: Sequence[bool], k: int) -> Tensor:

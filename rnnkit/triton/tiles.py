@@ -49,8 +49,9 @@ def nothing(tiles):
 
 @triton.jit
 def add(a, b):
+    """The sums of the first tiles, as many as b has."""
     out = ()
-    for k in tl.static_range(len(a)):
+    for k in tl.static_range(len(b)):
         out = out + (a[k] + b[k],)
     return out
 
@@ -62,3 +63,31 @@ def accumulate(sums, tiles):
     for k in tl.static_range(len(sums)):
         out = out + (sums[k] + tl.sum(tiles[k], 0),)
     return out
+
+
+@triton.jit
+def affine(tiles, gain, bias):
+    """Each tile times its row of gain, plus its row of bias; either may be absent."""
+    out = ()
+    for k in tl.static_range(len(tiles)):
+        v = tiles[k] * gain[k][None, :] if len(gain) else tiles[k]
+        out = out + (v + bias[k][None, :] if len(bias) else v,)
+    return out
+
+
+@triton.jit
+def blend(share, old, new):
+    """share of the old and the rest of the new, for as many tiles as there are shares."""
+    out = ()
+    for k in tl.static_range(len(share)):
+        out = out + (share[k] * old[k] + (1 - share[k]) * new[k],)
+    return out + new[len(share) :]
+
+
+@triton.jit
+def add_share(share, tiles, to):
+    """The share of the tiles added to others, for as many as there are shares."""
+    out = ()
+    for k in tl.static_range(len(share)):
+        out = out + (to[k] + share[k] * tiles[k],)
+    return out + to[len(share) :]

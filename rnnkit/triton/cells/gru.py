@@ -1,14 +1,14 @@
-"""GRU in Triton, the reset gate after the product: n = tanh(x_n + reset * r_n)."""
+"""GRU in Triton: n = tanh(x_n + reset * r_n), or with the reset gate before the product."""
 
 import triton
-import triton.language as tl  # noqa: F401 (a file of kernels must have it)
+import triton.language as tl
 
 from ..math import sigmoid, tanh
 from . import register
 
 
 @triton.jit
-def step(x, r, s, p):
+def step(x, r, s, p, u):
     reset = sigmoid(x[0] + r[0])
     z = sigmoid(x[1] + r[1])
     n = tanh(x[2] + reset * r[2])
@@ -16,7 +16,7 @@ def step(x, r, s, p):
 
 
 @triton.jit
-def vjp(x, r, s, p, ds):
+def vjp(x, r, s, p, ds, u):
     reset = sigmoid(x[0] + r[0])
     z = sigmoid(x[1] + r[1])
     n = tanh(x[2] + reset * r[2])
@@ -26,4 +26,33 @@ def vjp(x, r, s, p, ds):
     return (da, dz, dn), (da, dz, dn * reset), (ds[0] * z,), ()
 
 
+@triton.jit
+def before_step(x, r, s, p, u):
+    z = sigmoid(x[1] + r[1])
+    n = tanh(x[2] + r[2])
+    return ((1 - z) * n + z * s[0],)
+
+
+@triton.jit
+def before_vjp(x, r, s, p, ds, u):
+    z = sigmoid(x[1] + r[1])
+    n = tanh(x[2] + r[2])
+    dz = ds[0] * (s[0] - n) * z * (1 - z)
+    da = (tl.zeros_like(dz), dz, ds[0] * (1 - z) * (1 - n * n))
+    return da, da, (ds[0] * z,), ()
+
+
+@triton.jit
+def inner_step(x, r, s, p, u):
+    return sigmoid(x[0] + r[0]) * s[0]
+
+
+@triton.jit
+def inner_vjp(x, r, s, p, dq, u):
+    reset = sigmoid(x[0] + r[0])
+    da = (dq * s[0] * reset * (1 - reset), tl.zeros_like(dq))
+    return da, da, (dq * reset,)
+
+
 register("gru", step, vjp)
+register("gru_before", before_step, before_vjp, inner_step, inner_vjp)

@@ -8,24 +8,24 @@ from . import register
 
 
 @triton.jit
-def tanh_step(x, r, s, p):
+def tanh_step(x, r, s, p, u):
     return (tanh(x[0] + r[0]),)
 
 
 @triton.jit
-def tanh_vjp(x, r, s, p, ds):
+def tanh_vjp(x, r, s, p, ds, u):
     h = tanh(x[0] + r[0])
     da = (ds[0] * (1 - h * h),)
     return da, da, (tl.zeros_like(h),), ()
 
 
 @triton.jit
-def relu_step(x, r, s, p):
+def relu_step(x, r, s, p, u):
     return (tl.maximum(x[0] + r[0], 0.0, propagate_nan=tl.PropagateNan.ALL),)
 
 
 @triton.jit
-def relu_vjp(x, r, s, p, ds):
+def relu_vjp(x, r, s, p, ds, u):
     a = x[0] + r[0]
     da = (tl.where(a > 0, ds[0], 0.0),)
     return da, da, (tl.zeros_like(a),), ()
