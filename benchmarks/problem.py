@@ -94,7 +94,7 @@ def absence(backend: str, layer: Any, input: Tensor) -> str | None:
     if backend == "triton" and os.environ.get("TRITON_INTERPRET") == "1":
         return "its interpreter's times tell nothing"
     weights = [layer.weights("_l0")]
-    problem = functional.layer_problem(input, None, weights, layer.cell, (False,), None, None)
+    problem = functional.layer_problem(input, None, weights, layer.cell, (False,), ())
     return dispatch.why_not(backend, problem)
 
 

@@ -1,10 +1,11 @@
 """Drop-in recurrent, layer-norm and causal-convolution layers for PyTorch on fused kernels."""
 
-from . import cells, dispatch, functional
+from . import cells, dispatch, functional, init
 from .dispatch import backend, explain
 from .layers.cells import GRUCell, LSTMCell, RecurrentCell, RNNCell
 from .layers.conv import CausalConv1d
 from .layers.norm import LayerNorm
+from .layers.options import NormOptions
 from .layers.rnn import GRU, LSTM, RNN, Recurrent
 from .layers.wavenet import WaveNet, WaveNetBlock
 from .version import __version__
@@ -17,6 +18,7 @@ __all__ = [
     "GRUCell",
     "LSTMCell",
     "LayerNorm",
+    "NormOptions",
     "RNNCell",
     "Recurrent",
     "RecurrentCell",
@@ -28,4 +30,5 @@ __all__ = [
     "dispatch",
     "explain",
     "functional",
+    "init",
 ]

@@ -17,6 +17,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
 import torch
+from torch.autograd import forward_ad
 
 from .ops.sequence import Inputs
 
@@ -33,8 +34,9 @@ BACKENDS = {
 class Problem(NamedTuple):
     """All that decides which backend runs: sizes, dtype, device, and whether a gradient is asked.
 
-    `extras` are what only a layer knows ("lengths", "resets", ...); for a bare scan they are None,
-    and backends that run whole layers only say so.
+    forward_mode: whether tangents may come with the inputs (torch.func.jvp, dual numbers).
+    extras: what only a layer knows ("lengths", "resets", ...); for a bare scan they are None, and
+    backends that run whole layers only say so.
     """
 
     cell: str
@@ -46,6 +48,7 @@ class Problem(NamedTuple):
     device: torch.device
     backward: bool
     runs: int
+    forward_mode: bool = False
     extras: tuple[str, ...] | None = None
 
     def __str__(self) -> str:
@@ -117,10 +120,16 @@ def decide(problem: Problem, forced: str | None) -> Decision:
     raise RuntimeError(f"backend {forced!r} cannot run {problem}:{lines}")
 
 
+def in_forward_mode() -> bool:
+    """Whether forward-mode differentiation is on."""
+    return forward_ad._current_level >= 0
+
+
 def problem_of(inputs: Inputs, backward: bool = False) -> Problem:
-    x = inputs.x
+    x, runs = inputs.x, len(inputs.reverse)
     T, B, N, _, H = x.shape
-    return Problem(inputs.cell, T, B, N, H, x.dtype, x.device, backward, runs=len(inputs.reverse))
+    dual = in_forward_mode()
+    return Problem(inputs.cell, T, B, N, H, x.dtype, x.device, backward, runs, dual)
 
 
 def choose(inputs: Inputs, backward: bool = False) -> Any:

@@ -12,7 +12,7 @@ from .cells import find
 
 if TYPE_CHECKING:
     from .dispatch import Problem
-    from .functional import Weights
+    from .projection import Weights
 
 Tensors = tuple[Tensor, ...]
 
@@ -35,6 +35,8 @@ def why_not(problem: Problem) -> str | None:
         return "it runs whole layers, and this is a bare scan"
     if problem.cell not in LAYERS:
         return f"torch.nn has no cell {problem.cell!r}"
+    if problem.forward_mode:
+        return "not all of torch.nn's kernels have forward-mode derivatives"
     if problem.extras:
         return f"torch.nn has no {', '.join(problem.extras)}"
     return None

@@ -12,7 +12,7 @@ from torch.testing import assert_close
 
 import rnnkit
 from rnnkit.cells import CELLS
-from rnnkit.layers.base import OPTIONS
+from rnnkit.layers.options import NormOptions
 
 KINDS = {
     "rnn_tanh": ("RNN", {}),
@@ -58,6 +58,19 @@ class Variant:
         return [projected or hidden, hidden][: CELLS[self.cell].states]
 
 
+def options_of(suffixes: list[str]) -> dict[str, Any]:
+    """The arguments that add these suffixes to a cell's name."""
+    chosen: dict[str, Any] = {}
+    if "peephole" in suffixes:
+        chosen["peephole"] = True
+    if "before" in suffixes:
+        chosen["reset_after"] = False
+    if "norm" in suffixes:
+        more = {"per_gate": "gates" in suffixes, "carry": "carry" in suffixes}
+        chosen["layer_norm"] = NormOptions(**more) if any(more.values()) else True
+    return chosen
+
+
 def find_variants() -> list[Variant]:
     """One variant for every registered cell that a kind and its options' suffixes name."""
     found = []
@@ -66,7 +79,7 @@ def find_variants() -> list[Variant]:
         if kind is not None:
             family, options = KINDS[kind]
             suffixes = cell.removeprefix(kind).split("_")[1:]
-            chosen = {name: not default for name, (default, s) in OPTIONS.items() if s in suffixes}
+            chosen = options_of(suffixes)
             found.append(Variant(cell, family, options | chosen))
     return found
 

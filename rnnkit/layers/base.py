@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 import math
-import numbers
-import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..cells import CELLS, Cell, find
-from ..functional import Weights
-
-# The options that change a cell's equations: default, and the suffix of the cell's name otherwise.
-OPTIONS = {
-    "layer_norm": (False, "norm"),
-    "peephole": (False, "peephole"),
-    "reset_after": (True, "before"),
-}
+from ..cells import Cell, find
+from ..projection import Weights
+from . import options
+from .options import OPTIONS, NormOptions
 
 
 class Gated(nn.Module):
     """The weights of one or more directions of a recurrent cell, under torch.nn's names.
 
-    A class sets `kind`; each option that is not at its default adds its suffix to it, and the
+    A class sets `kind`; each option that changes the equations adds its suffix to it, and the
     result must be a registered cell. So a kind supports an option if, and only if, the cell of
     that name exists.
     """
@@ -34,6 +28,7 @@ class Gated(nn.Module):
     hidden_size: int
     bias: bool
     proj_size: int = 0
+    weight_dropout: float = 0.0
 
     def set_nonlinearity(self, nonlinearity: str) -> None:
         """Sets the kind of an RNN."""
@@ -44,29 +39,42 @@ class Gated(nn.Module):
         self.kind = f"rnn_{nonlinearity}"
         self.nonlinearity = nonlinearity
 
-    def set_options(self, **options: bool) -> None:
-        """Sets the options and, from the kind and their suffixes, the cell."""
-        unknown = options.keys() - OPTIONS.keys()
-        if unknown:
-            raise TypeError(f"{type(self).__name__} got an unexpected argument {min(unknown)!r}")
-        check_flags(**options)
-        self.cell = self.kind
-        for name, (default, suffix) in OPTIONS.items():
-            value = options.get(name, default)
-            setattr(self, name, value)
-            if value is not default:
-                self.cell += "_" + suffix
-        if self.cell not in CELLS:
-            chosen = ", ".join(self.shown_options())
+    def set_options(
+        self,
+        layer_norm: bool | NormOptions = False,
+        peephole: bool = False,
+        reset_after: bool = True,
+        zoneout: float | Sequence[float] = 0.0,
+        num_heads: int = 1,
+        forget_bias: float | None = None,
+    ) -> None:
+        """Sets the options of a layer and of a single step alike, and, from them, the cell."""
+        options.check_flags(peephole=peephole, reset_after=reset_after)
+        self.layer_norm = options.norm_options(layer_norm)
+        self.peephole, self.reset_after = peephole, reset_after
+        self.cell = options.cell_name(self.kind, peephole, reset_after, self.layer_norm)
+        if not options.known(self.cell):
+            chosen = ", ".join(self.shown(OPTIONS))
             raise ValueError(f"{type(self).__name__} ({self.kind}) does not support {chosen}")
+        self.zoneout, self.num_heads, self.forget_bias = zoneout, num_heads, forget_bias
+        self.rates = options.zoneout_rates(zoneout, self.equations, self.proj_size)
+        options.check_heads(num_heads, self.hidden_size, self.proj_size)
+        options.check_forget_bias(forget_bias, self.kind, self.bias)
+
+    def shown(self, defaults: dict[str, Any]) -> list[str]:
+        """The named attributes that differ from their defaults, for the module's repr."""
+        shown = []
+        for name, default in defaults.items():
+            value = getattr(self, name)
+            if isinstance(default, tuple):
+                default = default[0]
+            if value != default:
+                shown.append(f"{name}={True if value == NormOptions() else value}")
+        return shown
 
     def shown_options(self) -> list[str]:
-        """The options that differ from their defaults, for the module's repr."""
-        return [
-            f"{name}={getattr(self, name)}"
-            for name, (default, _) in OPTIONS.items()
-            if getattr(self, name) is not default
-        ]
+        """The options that differ from their defaults."""
+        return self.shown(OPTIONS | {"zoneout": 0.0, "num_heads": 1, "forget_bias": None})
 
     @property
     def equations(self) -> Cell:
@@ -74,15 +82,21 @@ class Gated(nn.Module):
 
     def add_direction(self, suffix: str, input_size: int, factory: dict[str, Any]) -> list[str]:
         """Registers the parameters of one direction; returns their names in torch.nn's order."""
-        rows, width = self.equations.gates * self.hidden_size, self.proj_size or self.hidden_size
+        cell, H = self.equations, self.hidden_size
+        rows, width = cell.gates * H, self.proj_size or H // self.num_heads
         shapes: dict[str, tuple[int, ...]] = {"weight_ih": (rows, input_size)}
         shapes["weight_hh"] = (rows, width)
         if self.bias:
             shapes |= {"bias_ih": (rows,), "bias_hh": (rows,)}
         if self.proj_size:
-            shapes["weight_hr"] = (self.proj_size, self.hidden_size)
-        for parameter in self.equations.parameters:
-            shapes[parameter.name] = (parameter.rows * self.hidden_size,)
+            shapes["weight_hr"] = (self.proj_size, H)
+        shapes |= {parameter.name: (parameter.rows * H,) for parameter in cell.parameters}
+        if cell.norm is not None and cell.norm.of_sum:
+            shapes["norm_bias"] = (rows,)
+        elif cell.norm is not None:
+            shapes |= {name: (rows,) for name in ("norm_ih_weight", "norm_ih_bias", "norm_hh_bias")}
+        if self.layer_norm is not None and not self.layer_norm.bias:
+            shapes = {name: v for name, v in shapes.items() if not is_norm_bias(name)}
         for name, shape in shapes.items():
             self.register_parameter(name + suffix, nn.Parameter(torch.empty(shape, **factory)))
         return [name + suffix for name in shapes]
@@ -93,50 +107,41 @@ class Gated(nn.Module):
         def get(name: str) -> Tensor | None:
             return getattr(self, name + suffix, None)
 
-        own = tuple(getattr(self, p.name + suffix) for p in self.equations.parameters)
         ih, hh = getattr(self, "weight_ih" + suffix), getattr(self, "weight_hh" + suffix)
-        return Weights(ih, hh, get("bias_ih"), get("bias_hh"), get("weight_hr"), own)
+        if self.weight_dropout:
+            hh = nn.functional.dropout(hh, self.weight_dropout, self.training)
+        # A norm without a bias lacks only norm_c_bias of these.
+        found = [get(p.name) for p in self.equations.parameters]
+        own = tuple(ih.new_zeros(self.hidden_size) if v is None else v for v in found)
+        norm_bias = get("norm_bias") if get("norm_bias") is not None else get("norm_hh_bias")
+        return Weights(
+            ih,
+            hh,
+            get("bias_ih"),
+            get("bias_hh"),
+            get("weight_hr"),
+            own,
+            get("norm_ih_weight"),
+            get("norm_ih_bias"),
+            norm_bias,
+        )
 
     def reset_parameters(self) -> None:
-        """Draws all parameters as torch.nn does, uniformly within 1 / sqrt(hidden_size)."""
-        bound = 1.0 / math.sqrt(self.hidden_size)
-        fills = {p.name: p.fill for p in self.equations.parameters}
+        """Draws all parameters as torch.nn does, uniformly within 1 / sqrt(hidden_size).
+
+        Norms begin with gain 1 and bias 0; with `forget_bias`, the biases of the forget gate add
+        up to it.
+        """
+        bound, H = 1.0 / math.sqrt(self.hidden_size), self.hidden_size
         for name, value in self.named_parameters():
-            fill = next((f for own, f in fills.items() if name.startswith(own)), None)
-            if fill is None:
-                nn.init.uniform_(value, -bound, bound)
+            if name.startswith("norm_"):
+                nn.init.constant_(value, 0.0 if is_norm_bias(name) else 1.0)
             else:
-                nn.init.constant_(value, fill)
+                nn.init.uniform_(value, -bound, bound)
+            if self.forget_bias is not None and name.startswith("bias_"):
+                start = self.forget_bias if name.startswith("bias_ih") else 0.0
+                nn.init.constant_(value[H : 2 * H], start)
 
 
-def check_sizes(**sizes: Any) -> None:
-    """Raises unless each is a positive int (or numpy's)."""
-    for name, value in sizes.items():
-        if not isinstance(value, numbers.Integral) or isinstance(value, bool):
-            raise TypeError(f"{name} should be of type int, got: {type(value).__name__}")
-        if value <= 0:
-            raise ValueError(f"{name} must be greater than zero, got {value}")
-
-
-def check_flags(**flags: Any) -> None:
-    """Raises unless each is a bool."""
-    for name, value in flags.items():
-        if not isinstance(value, bool):
-            raise TypeError(f"{name} should be of type bool, got: {type(value).__name__}")
-
-
-def check_dropout(dropout: Any, num_layers: int) -> None:
-    """Raises unless dropout is a probability; warns where it has no effect."""
-    known = isinstance(dropout, numbers.Real) and not isinstance(dropout, bool)
-    if not known or not 0 <= dropout <= 1:
-        raise ValueError(
-            "dropout should be a number in range [0, 1] representing the probability of an "
-            f"element being zeroed, got {dropout!r}"
-        )
-    if dropout > 0 and num_layers == 1:
-        warnings.warn(
-            "dropout option adds dropout after all but last recurrent layer, so non-zero dropout "
-            f"expects num_layers greater than 1, but got dropout={dropout} and "
-            f"num_layers={num_layers}",
-            stacklevel=4,
-        )
+def is_norm_bias(name: str) -> bool:
+    return name.startswith("norm_") and "bias" in name

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 
 from ..functional import recurrent
-from .base import Gated, check_sizes
+from ..projection import Noise
+from .base import Gated
+from .options import NormOptions, check_sizes
 from .sequences import match, unpack_state
 
 
@@ -19,7 +22,7 @@ class RecurrentCell(Gated):
         hidden_size: units of the state, H.
         bias: whether there are bias_ih and bias_hh.
         device, dtype: of the parameters.
-        layer_norm, peephole, reset_after: as in Recurrent.
+        layer_norm, peephole, reset_after, zoneout, num_heads, forget_bias: as in Recurrent.
 
     forward(input, hx=None) -> state
         input: (B, I) or (I). hx and the result: (B, H) or (H), for an LSTM (h, c); zero if None.
@@ -32,12 +35,18 @@ class RecurrentCell(Gated):
         bias: bool = True,
         device: Any = None,
         dtype: Any = None,
-        **options: bool,
+        *,
+        layer_norm: bool | NormOptions = False,
+        peephole: bool = False,
+        reset_after: bool = True,
+        zoneout: float | Sequence[float] = 0.0,
+        num_heads: int = 1,
+        forget_bias: float | None = None,
     ) -> None:
         super().__init__()
         check_sizes(input_size=input_size, hidden_size=hidden_size)
         self.input_size, self.hidden_size, self.bias = input_size, hidden_size, bias
-        self.set_options(**options)
+        self.set_options(layer_norm, peephole, reset_after, zoneout, num_heads, forget_bias)
         self.add_direction("", input_size, {"device": device, "dtype": dtype})
         if not bias:
             # torch.nn's cells have them as None, where its layers lack them.
@@ -61,7 +70,9 @@ class RecurrentCell(Gated):
         if state is not None:
             self.check_state(input, state)
             state = tuple(v.view(1, -1, self.hidden_size) for v in state)
-        _, last, _ = recurrent(input.view(1, -1, self.input_size), state, [weights], self.cell)
+        noise = Noise(self.rates, None, self.training)
+        x = input.view(1, -1, self.input_size)
+        _, last, _ = recurrent(x, state, [weights], self.cell, noise=noise)
         new = tuple(v[0] if input.dim() == 2 else v[0, 0] for v in last)
         return new if states > 1 else new[0]
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import numbers
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from ..functional import packed, recurrent
+from ..chunks import recurrent_in_chunks
+from ..functional import extras, packed, recurrent
+from ..projection import Noise
 from . import sequences
-from .base import Gated, check_dropout, check_flags, check_sizes
+from .base import Gated
+from .options import NormOptions, check_dropout, check_flags, check_rate, check_sizes
 
 State = Tensor | tuple[Tensor, ...]
 
@@ -29,17 +33,31 @@ class Recurrent(Gated):
         bidirectional: whether every layer also runs backward; the outputs are concatenated.
         proj_size: features P of the projected h (LSTM only, Sak et al. 2014); 0 for none.
         device, dtype: of the parameters.
-        layer_norm: normalise the gates' sum before the activation, h' = act(LN(x + r)) (RNN; Ba et
-            al. 2016, equation 4).
+        layer_norm: True or NormOptions: layer normalisation as Ba et al. 2016. RNN: h' = act(LN(x +
+            r)). LSTM: gates = LN(x) + LN(r) + b, h' = o * tanh(LN(c')). GRU: LN(x) + b, LN(r) + b.
         peephole: i and f see the old c, o the new one (LSTM; Gers and Schmidhuber 2000).
         reset_after: the reset gate acts after the recurrent product, as in torch and cuDNN; False
             has it act on h before (GRU; Cho et al. 2014).
+        zoneout: probability with which an element of h keeps its old value at a step, in training;
+            in eval the old value counts with this share (Krueger et al. 2017). A pair gives c a
+            rate of its own (LSTM).
+        recurrent_dropout: probability of dropout on h before the recurrent product, in training:
+            one mask for a whole sequence (Gal and Ghahramani 2016).
+        weight_dropout: probability of dropout on weight_hh, once a call, in training (Merity et al.
+            2018).
+        num_heads: blocks of the recurrence: unit k of H sees only the units of its own block.
+        forget_bias: initial value of the forget gate's bias (LSTM); None leaves torch.nn's.
+        save_memory: save states for backward at every save_memory-th step only, and compute the
+            others again there: saves all but about 1 / save_memory of a layer's memory. 0: at every
+            step.
 
     Parameters, for layer k and suffix "" or "_reverse": weight_ih_l{k} (G * H, features),
-    weight_hh_l{k} (G * H, P or H), bias_ih_l{k}, bias_hh_l{k} (G * H), weight_hr_l{k} (P, H), and
-    the cell's own: weight_ph_l{k} (3 * H; i, f, o), norm_weight_l{k}, norm_bias_l{k} (H).
+    weight_hh_l{k} (G * H, P or H / num_heads), bias_ih_l{k}, bias_hh_l{k} (G * H), weight_hr_l{k}
+    (P, H), weight_ph_l{k} (3 * H; i, f, o). Of the norms, RNN: norm_weight_l{k} and norm_bias_l{k}
+    (H); LSTM and GRU: norm_ih_weight_l{k}, norm_ih_bias_l{k}, norm_hh_weight_l{k} and
+    norm_hh_bias_l{k} (G * H); LSTM: norm_c_weight_l{k} and norm_c_bias_l{k} (H).
 
-    forward(input, hx=None, *, lengths=None, resets=None) -> output, state
+    forward(input, hx=None, *, lengths=None, resets=None, return_cell_states=False)
         input: (T, B, I), (B, T, I) with batch_first, (T, I) unbatched, or a PackedSequence.
         hx: the initial state, (layers * directions, B, H) or without B; for an LSTM (h_0, c_0);
             zero if None.
@@ -48,8 +66,12 @@ class Recurrent(Gated):
             where looking would wait for the device, it counts as T or 0.
         resets: (T, B), bool ((B, T) with batch_first). Where True, the row begins a new sequence
             at that step, with a zero state.
+        return_cell_states: whether to return the last layer's c of every step too (LSTM).
+
+    Returns output, state, and with return_cell_states c:
         output: as input with features directions * (P or H).
         state: the final state, shaped as hx.
+        c: as input with features directions * H.
     """
 
     def __init__(
@@ -64,7 +86,16 @@ class Recurrent(Gated):
         proj_size: int = 0,
         device: Any = None,
         dtype: Any = None,
-        **options: bool,
+        *,
+        layer_norm: bool | NormOptions = False,
+        peephole: bool = False,
+        reset_after: bool = True,
+        zoneout: float | Sequence[float] = 0.0,
+        recurrent_dropout: float = 0.0,
+        weight_dropout: float = 0.0,
+        num_heads: int = 1,
+        forget_bias: float | None = None,
+        save_memory: int = 0,
     ) -> None:
         super().__init__()
         check_flags(bias=bias, batch_first=batch_first, bidirectional=bidirectional)
@@ -73,8 +104,19 @@ class Recurrent(Gated):
         self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
         self.bias, self.batch_first, self.bidirectional = bias, batch_first, bidirectional
         self.dropout, self.proj_size = float(dropout), proj_size
-        self.set_options(**options)
+        self.set_options(layer_norm, peephole, reset_after, zoneout, num_heads, forget_bias)
         self.check_projection()
+        check_rate("recurrent_dropout", recurrent_dropout)
+        check_rate("weight_dropout", weight_dropout)
+        if save_memory:
+            check_sizes(save_memory=save_memory)
+        if recurrent_dropout and proj_size:
+            raise ValueError(
+                "recurrent_dropout does not go with proj_size, got "
+                f"recurrent_dropout={recurrent_dropout} and proj_size={proj_size}"
+            )
+        self.recurrent_dropout, self.weight_dropout = recurrent_dropout, weight_dropout
+        self.save_memory = save_memory
         features, factory = input_size, {"device": device, "dtype": dtype}
         self._names = []
         for layer in range(num_layers):
@@ -124,31 +166,78 @@ class Recurrent(Gated):
         *,
         lengths: Tensor | None = None,
         resets: Tensor | None = None,
-    ) -> tuple[Any, State]:
+        return_cell_states: bool = False,
+    ) -> Any:
+        if return_cell_states and self.equations.states == 1:
+            raise ValueError(f"return_cell_states: {type(self).__name__} has no cell state")
         weights = [[self.weights(v) for v in self.suffixes(k)] for k in range(self.num_layers)]
         call = sequences.enter(self, weights[0][0].ih, input, hx, lengths, resets)
         if call.packed is not None and call.lengths is not None:
-            found = packed(call, weights, self.cell, self.reverse, self.dropout * self.training)
+            asked = extras(None, None, self.noise(call.input), return_cell_states)
+            rate = self.dropout * self.training
+            found = packed(call, weights, self.cell, self.reverse, rate, asked)
             if found is not None:
                 return sequences.leave(self, call, *found)
-        output, finals, D = call.input, [], len(self.reverse)
+        output, finals, D, cells = call.input, [], len(self.reverse), None
+        run = recurrent_in_chunks(self.save_memory) if self.save_memory else recurrent
         for layer, directions in enumerate(weights):
             state = call.state and tuple(v[layer * D : (layer + 1) * D] for v in call.state)
-            output, last, _ = recurrent(
-                output, state, directions, self.cell, self.reverse, call.lengths, call.resets
+            output, last, cells = run(
+                output,
+                state,
+                directions,
+                self.cell,
+                self.reverse,
+                call.lengths,
+                call.resets,
+                self.noise(output),
+                return_cell_states and layer == self.num_layers - 1,
             )
             finals.append(last)
             if self.dropout and layer < self.num_layers - 1:
                 output = torch.nn.functional.dropout(output, self.dropout, self.training)
-        return sequences.leave(self, call, output, tuple(map(torch.cat, zip(*finals, strict=True))))
+        final = tuple(map(torch.cat, zip(*finals, strict=True)))
+        return sequences.leave(self, call, output, final, cells)
+
+    def noise(self, input: Tensor) -> Noise:
+        """What regularises one layer's recurrence in one call."""
+        d, rate = None, self.recurrent_dropout
+        if rate and self.training:
+            size = self.hidden_size // self.num_heads
+            ones = input.new_ones(input.shape[1], len(self.reverse) * self.num_heads, size)
+            d = torch.nn.functional.dropout(ones, rate)
+        return Noise(self.rates, d, self.training)
+
+    def step(self, input: Tensor, hx: State | None = None) -> tuple[Tensor, State]:
+        """One step of a sequence that comes piece by piece, as the whole sequence would give it.
+
+        Args:
+            input: (B, I), or (I) unbatched.
+            hx: the state, shaped as in forward; zero if None. Any call's final state will do.
+
+        Returns the output of this step, (B, P or H) or (P or H), and the new state.
+        """
+        if self.bidirectional:
+            raise ValueError("step: a bidirectional layer needs the whole sequence at once")
+        for name in ("recurrent_dropout", "weight_dropout"):
+            if self.training and getattr(self, name):
+                raise RuntimeError(
+                    f"step: {name}={getattr(self, name)} has one mask for a whole sequence in "
+                    "training; call eval() first"
+                )
+        if not isinstance(input, Tensor) or input.dim() not in (1, 2):
+            given = f"{input.dim()}-D" if isinstance(input, Tensor) else type(input).__name__
+            raise ValueError(f"step: expected input (B, I) or (I), got {given}")
+        time = 1 if self.batch_first and input.dim() == 2 else 0
+        output, state = self(input.unsqueeze(time), hx)
+        return output.squeeze(time), state
 
     def extra_repr(self) -> str:
         shown = [f"{self.input_size}, {self.hidden_size}"]
         defaults = {"proj_size": 0, "num_layers": 1, "bias": True, "batch_first": False}
-        for name, default in (defaults | {"dropout": 0.0, "bidirectional": False}).items():
-            if getattr(self, name) != default:
-                shown.append(f"{name}={getattr(self, name)}")
-        return ", ".join(shown + self.shown_options())
+        shown += self.shown(defaults | {"dropout": 0.0, "bidirectional": False})
+        more = {"recurrent_dropout": 0.0, "weight_dropout": 0.0, "save_memory": 0}
+        return ", ".join(shown + self.shown_options() + self.shown(more))
 
 
 class RNN(Recurrent):

@@ -72,21 +72,29 @@ def enter(layer: Recurrent, weight: Tensor, input: Any, hx: Any, lengths: Any, r
 
 
 def leave(
-    layer: Recurrent, call: Call, output: Tensor, state: tuple[Tensor, ...]
-) -> tuple[Any, Any]:
-    """The inner results in the form in which the call came."""
+    layer: Recurrent,
+    call: Call,
+    output: Tensor,
+    state: tuple[Tensor, ...],
+    cells: Tensor | None = None,
+) -> Any:
+    """The inner results in the form in which the call came: output, state, and cells if given."""
+    every = [output] if cells is None else [output, cells]
     if call.packed is not None and call.packed_lengths is not None:
-        # From a backend that takes packed batches the output comes as packed data.
-        data = output
-        if output.dim() == 3:
-            data = _VF._pack_padded_sequence(output, call.packed_lengths, False)[0]
         _, sizes, order, back = call.packed
+        # From a backend that takes packed batches the output comes as packed data.
+        data = [
+            _VF._pack_padded_sequence(v, call.packed_lengths, False)[0] if v.dim() == 3 else v
+            for v in every
+        ]
+        shown: list[Any] = [PackedSequence(v, sizes, order, back) for v in data]
         if back is not None:
             state = tuple(v.index_select(1, back) for v in state)
-        return PackedSequence(data, sizes, order, back), pack_state(state)
-    if not call.batched:
-        return output.squeeze(1), pack_state(tuple(v.squeeze(1) for v in state))
-    return output.transpose(0, 1) if layer.batch_first else output, pack_state(state)
+    elif not call.batched:
+        shown, state = [v.squeeze(1) for v in every], tuple(v.squeeze(1) for v in state)
+    else:
+        shown = [v.transpose(0, 1) for v in every] if layer.batch_first else every
+    return (shown[0], pack_state(state), *shown[1:])
 
 
 def unpack_state(layer: Gated, hx: Any) -> tuple[Tensor, ...] | None:

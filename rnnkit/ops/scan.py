@@ -147,6 +147,17 @@ def given(*values: Any) -> Inputs:
     return inputs if inputs.d is None else inputs._replace(d=inputs.d.to(inputs.x.dtype))
 
 
+def forward_mode(*values: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """The scan where inputs may have tangents: the reference, differentiated by torch itself."""
+    inputs = given(*values)
+    dispatch.choose(inputs)  # refuses a forced backend that is not the reference
+    if inputs.x.numel() == 0:
+        output, cells, last = allocate(inputs.x, inputs.cell)
+        return output, cells, last.zero_() if inputs.s0 is None else inputs.s0.clone()
+    with dispatch.plain_arithmetic(inputs.x.device):
+        return reference.scan(inputs)
+
+
 def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     call = Inputs(*inputs)
     ctx.set_materialize_grads(False)
@@ -225,7 +236,7 @@ def backward_vmap(info: Any, axes: Sequence[int | None], *args: Any) -> tuple[An
     return out, tuple(GROUP[name] + 1 for name in GRADIENTS)
 
 
-_scan = differentiable(_scan_op, setup_context, backward, vmap)
+_scan = differentiable(_scan_op, setup_context, backward, vmap, forward_mode)
 _scan_backward = differentiable(
     _scan_backward_op, backward_setup_context, double_backward, backward_vmap
 )

@@ -2,9 +2,9 @@
 
 `torch.library` knows the autograd formula and the vmap rule of an operator, which serves eager
 mode, torch.compile and export. But an operator whose formula is registered from Python refuses
-`torch.func.grad`, and silently drops forward-mode tangents. So under either of those, calls go
-through an autograd.Function made of the same formula, which supports the first and refuses the
-second.
+`torch.func.grad`, and silently drops forward-mode tangents. So under functorch calls go through an
+autograd.Function made of the same formula; and in forward mode through plain torch code where there
+is some, or else through that function, which refuses tangents.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ def differentiable(
     setup_context: Callable[..., None],
     backward: Callable[..., Any],
     vmap: Callable[..., Any],
+    forward_mode: Callable[..., Any] | None = None,
 ) -> Callable[..., Any]:
     """Registers an operator's autograd formula and vmap rule, and returns the function to call."""
     op.register_autograd(backward, setup_context=setup_context)
@@ -36,7 +37,10 @@ def differentiable(
     )
 
     def call(*args: Any) -> Any:
-        if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        tangents = forward_ad._current_level >= 0
+        if tangents and forward_mode is not None:
+            return forward_mode(*args)
+        if tangents or torch._C._are_functorch_transforms_active():
             return function.apply(*args)
         return op(*args)
 

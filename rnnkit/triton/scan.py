@@ -35,6 +35,8 @@ def why_not(problem: Problem) -> str | None:
     """Why the kernels cannot run this problem; None if they can."""
     if equations(problem.cell) is None:
         return f"cell {problem.cell!r} has no Triton equations"
+    if problem.forward_mode:
+        return "its kernels have no forward-mode derivatives"
     if problem.device.type == "cpu" and not INTERPRETED:
         return "its kernels run on a GPU, and on a CPU only with TRITON_INTERPRET=1"
     if problem.device.type not in ("cpu", "cuda"):

@@ -23,7 +23,7 @@ def values(x, r, s, p, u, PEEPHOLE: tl.constexpr, NORM: tl.constexpr, CARRY: tl.
     g = tanh(x[2] + r[2])
     c = f * s[1] + i * g
     n = c
-    scale = None
+    scale = c
     seen = c
     if NORM:
         ns, scale = normalise((c,), u)

@@ -1,0 +1,181 @@
+"""From a layer's weights and input to the arguments of its scan: all that is parallel in time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .cells import Cell
+from .cells.norm import normalise
+from .ops.sequence import Inputs, backward_groups, fresh, starts
+
+Tensors = tuple[Tensor, ...]
+
+
+class Weights(NamedTuple):
+    """The parameters of one direction of one layer, in torch.nn's shapes.
+
+    ih (G * H, I), hh (G * H, H) or, in blocks on its diagonal, (G * H, H / heads), b_ih and b_hh
+    (G * H) or None, hr (P, H) for a projection or None, and the cell's own parameters, each
+    (rows * H). Of a cell with a norm: its bias, and gain and bias of the norm of the input's part
+    if it has one, each (G * H) or None.
+    """
+
+    ih: Tensor
+    hh: Tensor
+    b_ih: Tensor | None = None
+    b_hh: Tensor | None = None
+    hr: Tensor | None = None
+    own: Tensors = ()
+    norm_ih_weight: Tensor | None = None
+    norm_ih_bias: Tensor | None = None
+    norm_bias: Tensor | None = None
+
+    def heads(self, cell: Cell) -> int:
+        """How many blocks the recurrent weights have on their diagonal."""
+        return 1 if self.hr is not None else self.ih.shape[0] // cell.gates // self.hh.shape[1]
+
+
+class Noise(NamedTuple):
+    """What regularises the recurrence: the zoneout rates of its first states, and d of the scan."""
+
+    zoneout: tuple[float, ...] = ()
+    dropout: Tensor | None = None
+    training: bool = False
+
+
+def grouped(tensors: Sequence[Tensor | None], count: int, heads: int) -> Tensor | None:
+    """(D * heads, count, H / heads, ...) of each direction's (count * H, ...); None for none.
+
+    Without a copy where there is one direction of one head.
+    """
+    parts = [v.unflatten(0, (count, heads, -1)).transpose(0, 1) for v in tensors if v is not None]
+    if not parts:
+        return None
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def total(*tensors: Tensor | None) -> Tensor | None:
+    """The sum of those that are there."""
+    present = [v for v in tensors if v is not None]
+    return sum(present[1:], present[0]) if present else None
+
+
+def prepare(
+    input: Tensor,
+    state: Tensors | None,
+    weights: Sequence[Weights],
+    cell: Cell,
+    reverse: Sequence[bool],
+    lengths: Tensor | None,
+    resets: Tensor | None,
+    noise: Noise,
+) -> tuple[Inputs, Tensor | None]:
+    """The arguments of the scan, and the projected h0 if there is one."""
+    heads = weights[0].heads(cell)
+    N = len(weights) * heads
+    x, b = project(input, weights, cell, heads)
+    hh = grouped([w.hh if w.hr is None else w.hh @ w.hr for w in weights], cell.gates, heads)
+    own = [
+        grouped([w.own[k] for w in weights], parameter.rows, heads)
+        for k, parameter in enumerate(cell.parameters)
+    ]
+    assert hh is not None
+    inputs = Inputs(
+        x=x,
+        # The cast is all of autocast: everything follows the dtype that the projection produced.
+        w=hh.flatten(1, 2).to(x.dtype),
+        b=None if b is None else b.flatten(1).to(x.dtype),
+        s0=None,
+        p=torch.cat([v for v in own if v is not None], 1).to(x.dtype) if own else None,
+        m=masks(x, noise),
+        d=noise.dropout,
+        lengths=None if lengths is None else lengths[:, None].expand(-1, N),
+        resets=None if resets is None else resets[..., None].expand(-1, -1, N),
+        cell=cell.name,
+        reverse=tuple(reverse),
+    )
+    if state is None:
+        return inputs, None
+    h0 = None
+    if weights[0].hr is not None:
+        h0, state = state[0], (torch.zeros_like(state[1]), *state[1:])
+        inputs = inject(inputs, torch.stack([w.hh for w in weights]), h0)
+    s0 = torch.stack(state).transpose(1, 2).unflatten(-1, (heads, -1)).flatten(2, 3)
+    return inputs._replace(s0=s0.to(x.dtype)), h0
+
+
+def project(
+    input: Tensor, weights: Sequence[Weights], cell: Cell, heads: int
+) -> tuple[Tensor, Tensor | None]:
+    """x of the scan, with as many of the biases as can be added to it, and the other's b (N, G, H).
+
+    The norm of the input's part is over all gates of a group, or over each.
+    """
+    G, norm = cell.gates, cell.norm
+
+    def of(name: str) -> Tensor | None:
+        return grouped([getattr(w, name) for w in weights], G, heads)
+
+    ih, b_ih, b_hh, norm_bias = of("ih"), of("b_ih"), of("b_hh"), of("norm_bias")
+    assert ih is not None
+    if cell.additive:
+        b_ih, b_hh = total(b_ih, b_hh), None
+    before = None if norm is not None and not norm.of_sum else b_ih
+    x = torch.nn.functional.linear(
+        input, ih.flatten(0, 2), None if before is None else before.flatten()
+    ).unflatten(-1, ih.shape[:3])
+    if norm is None:
+        return x, b_hh
+    if norm.of_sum:
+        return x, norm_bias
+    if cell.additive:
+        b_ih, norm_bias = total(b_ih, norm_bias), None
+    over = x.shape[-1:] if norm.per_gate else x.shape[-2:]
+    normed = torch.nn.functional.layer_norm(x, over, eps=cell.eps)
+    gain, bias = of("norm_ih_weight"), total(of("norm_ih_bias"), b_ih)
+    normed = normed if gain is None else normed * gain
+    normed = normed if bias is None else normed + bias
+    # Under autocast a norm is in float32; the scan is in the projection's dtype.
+    return normed.to(x.dtype), total(b_hh, norm_bias)
+
+
+def masks(x: Tensor, noise: Noise) -> Tensor | None:
+    """m of the scan: in training, which elements keep their old value; else the rate of it."""
+    if not noise.zoneout:
+        return None
+    T, B, N, _, H = x.shape
+    if noise.training:
+        drawn = [torch.rand(T, B, N, H, device=x.device) < rate for rate in noise.zoneout]
+        return torch.stack(drawn, 3)
+    rates = [x.new_full((1, H), rate) for rate in noise.zoneout]
+    return torch.cat(rates).expand(T, B, N, -1, -1)
+
+
+def inject(inputs: Inputs, hh: Tensor, h0: Tensor) -> Inputs:
+    """Adds the initial h's part of the gates to x where each group begins.
+
+    With a projection, h = W_hr m for the unprojected output m, so the scan runs on m with the
+    weights W_hh W_hr, and no product is left inside the loop for the projection. But the initial
+    h (D, B, P) has no m, so its part enters with the input. (A norm of the recurrent part gives 0
+    for the zero m of the first step, so what is added is normalised here.)
+    """
+    x, cell = inputs.x, inputs.equations
+    steps = torch.arange(x.shape[0], device=x.device)[:, None, None]
+    backward = backward_groups(inputs)
+    first = (steps == torch.where(backward, x.shape[0] - 1, 0)).expand(x.shape[:3])
+    if inputs.lengths is not None and any(inputs.reverse):
+        first = (first & ~backward) | starts(inputs)
+    afresh = fresh(inputs)
+    if afresh is not None:
+        first = first & ~afresh
+    part = torch.einsum("nbp,nrp->bnr", h0.to(x.dtype), hh.to(x.dtype)).unflatten(-1, x.shape[3:])
+    if cell.norm is not None and inputs.gain is not None:
+        n, _ = normalise(
+            part.float() if x.dtype.itemsize < 4 else part, cell.eps, 1 if cell.norm.per_gate else 2
+        )
+        part = n.to(x.dtype) * inputs.gain
+    return inputs._replace(x=torch.where(first[..., None, None], x + part, x))
