@@ -70,7 +70,7 @@ CONSTRUCTORS = {
         "nonlinearity 'gelu'. Select from 'tanh' or 'relu'",
     ),
     "no nonlinearity": ((LSTM, GRU, LSTMCell, GRUCell), built(nonlinearity="tanh"), Type, "nonl"),
-    "unknown option": (BOTH, built(depth=2), Type, "unexpected argument 'depth'"),
+    "unknown option": (BOTH, built(depth=2), Type, "unexpected keyword argument 'depth'"),
     "option int": ((GRU, GRUCell), built(reset_after=0), Type, "reset_after .*bool, got: int"),
     "peephole": ((GRU, RNN, RNNCell), built(peephole=True), Value, "not support peephole=True"),
     "reset_after": ((LSTM, RNN), built(reset_after=False), Value, "not support reset_after=F"),
