@@ -66,6 +66,8 @@ class Backend(Protocol):
 
     def why_not(self, problem: Problem) -> str | None: ...
 
+    # Optional: note(problem) -> str, what `explain` adds about it.
+
 
 @dataclass(frozen=True)
 class Decision:
@@ -205,6 +207,9 @@ def explain(module: torch.nn.Module, *args: Any, **kwargs: Any) -> None:
             reason = dict(decision.reasons).get(name) or why_not(name, decision.problem)
             if name != decision.backend:
                 print(f"  not {name}: {reason or 'comes later in the order of preference'}")
+            noted = getattr(load(name)[0], "note", None)
+            if noted is not None:
+                print(f"  {name}: {noted(decision.problem)}")
 
 
 def plain_arithmetic(device: torch.device) -> AbstractContextManager[Any]:

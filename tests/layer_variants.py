@@ -32,6 +32,11 @@ class Variant:
     family: str
     options: dict[str, Any] = field(hash=False)
 
+    @property
+    def minor(self) -> bool:
+        """Whether it is a variant of a variant: its tests repeat most of another's."""
+        return isinstance(self.options.get("layer_norm"), NormOptions) or len(self.options) > 1
+
     def layer(self, *args: Any, dtype: Any = torch.double, **kwargs: Any) -> Any:
         return self.make(rnnkit, self.family, *args, dtype=dtype, **kwargs)
 
@@ -87,11 +92,22 @@ def find_variants() -> list[Variant]:
 VARIANTS = find_variants()
 PLAIN = [v for v in VARIANTS if v.cell in KINDS]
 every_variant = pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: v.cell)
+# The same, where the variants of a variant are left to `make test-all`.
+main_variant = pytest.mark.parametrize(
+    "variant",
+    [pytest.param(v, marks=pytest.mark.slow) if v.minor else v for v in VARIANTS],
+    ids=lambda v: v.cell,
+)
 plain_variant = pytest.mark.parametrize("variant", PLAIN, ids=lambda v: v.cell)
 every_choice = pytest.mark.parametrize("on", ON)
 # Dispatch has a choice of its own where torch.nn has the cell; the rest would run twice alike.
 RUNS = [(v, on) for v in VARIANTS for on in ON if v in PLAIN or on == "reference"]
 every_run = pytest.mark.parametrize(("variant", "on"), RUNS, ids=lambda v: getattr(v, "cell", v))
+main_run = pytest.mark.parametrize(
+    ("variant", "on"),
+    [pytest.param(v, on, marks=pytest.mark.slow) if v.minor else (v, on) for v, on in RUNS],
+    ids=lambda v: getattr(v, "cell", v),
+)
 
 
 def forced(on: str) -> Any:

@@ -5,9 +5,9 @@ import torch
 from layer_variants import (
     assert_same,
     close,
-    every_variant,
     forced,
     joined,
+    main_variant,
     plain_variant,
     randn,
     run,
@@ -36,7 +36,7 @@ def ragged_call(function, **ragged):
     return lambda module, x, **given: function(x, joined(given), **ragged)
 
 
-@every_variant
+@main_variant
 def test_one_graph_for_all_sizes(variant, counter):
     """Results and gradients for every T and B, with lengths, resets and a state.
 

@@ -8,17 +8,21 @@ from layer_variants import (
     assert_same,
     close,
     every_choice,
-    every_run,
     forced,
     joined,
     leaves,
+    main_run,
+    main_variant,
     plain_variant,
     randn,
     run,
     states,
 )
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
-from torch.func import functional_call, grad, jacfwd, jvp, stack_module_state, vmap
+from torch.func import functional_call, grad, jacfwd, jacrev, jvp, stack_module_state, vmap
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import rnnkit
 
 T, B, I, H = 4, 3, 2, 4  # noqa: E741
 
@@ -38,7 +42,7 @@ def loop(function, *stacked):
     return [torch.stack(v) for v in zip(*results, strict=True)]
 
 
-@every_run
+@main_run
 def test_vmap_over_inputs(variant, on):
     module = variant.layer(I, H, 2, bidirectional=True)
     x = randn(5, T, B, I)
@@ -49,7 +53,7 @@ def test_vmap_over_inputs(variant, on):
     assert_same((inner, {}), (expected, {}))
 
 
-@every_run
+@main_run
 def test_vmap_over_states(variant, on):
     """Initial states are mapped, the input is not."""
     module, x = variant.layer(I, H), randn(T, B, I)
@@ -62,7 +66,7 @@ def test_vmap_over_states(variant, on):
         assert_same((leaves(vmap(function)(*s)), {}), (loop(function, *s), {}))
 
 
-@every_run
+@main_run
 def test_vmap_over_cell(variant, on):
     module, x = variant.one(I, H), randn(5, B, I)
     with forced(on):
@@ -82,7 +86,7 @@ def ensemble(variant, size=3):
 
 
 @pytest.mark.parametrize("shared", [True, False], ids=["one input", "an input each"])
-@every_run
+@main_run
 def test_vmap_over_parameters(variant, shared, on):
     """An ensemble is one call; its gradients are the members'."""
     members, parameters, member_call = ensemble(variant)
@@ -99,7 +103,7 @@ def test_vmap_over_parameters(variant, shared, on):
                 close(stacked[k], value.grad, 1e-10, name)
 
 
-@every_run
+@main_run
 def test_per_sample_gradients(variant, on):
     """vmap(grad(...)) over the batch equals a loop of backward passes."""
     module = variant.layer(I, H, 2, bidirectional=True)
@@ -132,7 +136,7 @@ def flat_call(variant, module, tensors):
     return function, tuple(v.clone().requires_grad_() for v in values)
 
 
-@every_run
+@main_run
 def test_second_derivatives(variant, on):
     module = variant.layer(2, 2, bidirectional=True)
     tensors = {"x": randn(2, 2, 2)} | states(variant, 2, 2, hidden=2)
@@ -171,17 +175,70 @@ FORWARD_MODE = {
 
 
 @pytest.mark.parametrize("mode", FORWARD_MODE)
-@every_run
-def test_forward_mode_is_right_or_refused(variant, mode, on):
-    """Never a silent zero: torch.nn's kernels may know tangents, ours say that they do not."""
-    module, x = variant.layer(I, H), randn(T, B, I)
-    try:
-        with forced(on):
-            tangent = FORWARD_MODE[mode](module, x)
-    except (RuntimeError, NotImplementedError) as error:
-        assert "forward" in str(error).lower() or "jvp" in str(error).lower()
-        return
-    assert on == "default"
+@main_run
+def test_forward_mode(variant, mode, on):
+    """Tangents are right, whatever dispatch would choose without them."""
+    module, x = variant.layer(I, H), randn(2, 2, I)
+    with forced(on):
+        tangent = FORWARD_MODE[mode](module, x)
     jacobian = torch.autograd.functional.jacobian(lambda v: module(v)[0], x)
     expected = jacobian if mode == "jacfwd" else jacobian.sum((3, 4, 5))
     close(tangent, expected, 1e-10, "tangent")
+
+
+@main_variant
+def test_hessian(variant):
+    """Forward over reverse mode, with lengths and resets, equals reverse over reverse."""
+    module = variant.layer(1, 3, bidirectional=True)
+    lengths, resets = torch.tensor([2, 3]), randn(3, 2) > 0.5
+
+    def loss(x):
+        return module(x, lengths=lengths, resets=resets)[0].sin().sum()
+
+    x = randn(3, 2, 1)
+    found, expected = jacfwd(jacrev(loss))(x), torch.autograd.functional.hessian(loss, x)
+    close(found, expected, 1e-10, "hessian")
+
+
+@pytest.mark.parametrize("shape", [(0, B, I), (T, 0, I)], ids=str)
+def test_forward_mode_of_nothing(shape):
+    module, x = rnnkit.GRU(I, H, dtype=torch.double), torch.zeros(shape, dtype=torch.double)
+    assert FORWARD_MODE["jvp"](module, x).shape == (*shape[:2], H)
+
+
+def test_forward_mode_is_refused_by_kernels():
+    module = rnnkit.LSTM(I, H, dtype=torch.double)
+    with (
+        rnnkit.backend("triton"),
+        pytest.raises(RuntimeError, match="triton: its kernels have no forward-mode"),
+    ):
+        FORWARD_MODE["jvp"](module, randn(T, B, I))
+
+
+def test_ensemble_is_one_scan():
+    """16 models under vmap: one call of the operator a layer, with all of them as groups."""
+    size, scans = 16, []
+
+    class Count(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function.namespace == "rnnkit":
+                scans.append((function.__name__, args))
+            return function(*args, **(kwargs or {}))
+
+    members = [rnnkit.GRU(I, H, dtype=torch.double) for _ in range(size)]
+    parameters, buffers = stack_module_state(members)
+    skeleton, x = copy.deepcopy(members[0]).to("meta"), randn(T, B, I)
+
+    def member(p):
+        return functional_call(skeleton, (p, buffers), (x,))[0]
+
+    with Count():
+        found = vmap(member)(parameters)
+        gradients = torch.autograd.grad(found.sin().sum(), list(parameters.values()))
+    assert [name for name, _ in scans] == ["scan.default", "scan_backward.default"]
+    assert scans[0][1][0].shape[2] == size, "the members are the groups"
+    for k, one in enumerate(members):
+        close(found[k], one(x)[0], 1e-12, f"member {k}")
+        one(x)[0].sin().sum().backward()
+        for value, (name, parameter) in zip(gradients, one.named_parameters(), strict=True):
+            close(value[k], parameter.grad, 1e-12, f"{name} of member {k}")

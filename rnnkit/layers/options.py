@@ -6,7 +6,7 @@ import math
 import numbers
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from ..cells import CELLS, Cell
@@ -33,6 +33,11 @@ class NormOptions:
         check_flags(per_gate=self.per_gate, carry=self.carry, bias=self.bias)
         check_number("eps", self.eps, "a number greater than 0", lambda v: 0 < v < math.inf)
 
+    def __repr__(self) -> str:
+        changed = [f"{f.name}={getattr(self, f.name)}" for f in fields(self)]
+        defaults = [f"{f.name}={f.default}" for f in fields(self)]
+        return f"NormOptions({', '.join(v for v in changed if v not in defaults)})"
+
     @property
     def suffix(self) -> str:
         """What it adds to a cell's name."""
@@ -51,7 +56,7 @@ def cell_name(kind: str, peephole: bool, reset_after: bool, norm: NormOptions | 
     """The name of a kind's cell with these options; it need not exist."""
     suffixes = ["peephole"] * peephole + ["before"] * (not reset_after)
     name = "_".join([kind, *suffixes, *([norm.suffix] if norm else [])])
-    return name if norm is None or norm.eps == EPS else f"{name}@{norm.eps!r}"
+    return name if norm is None or norm.eps == EPS else f"{name}@{float(norm.eps)!r}"
 
 
 def known(name: str) -> bool:
@@ -71,7 +76,7 @@ def norm_options(layer_norm: Any) -> NormOptions | None:
 def zoneout_rates(zoneout: Any, cell: Cell, proj_size: int) -> tuple[float, ...]:
     """The rate of every state, as far as any is not 0."""
     rates = tuple(zoneout) if isinstance(zoneout, Sequence) else (zoneout,)
-    for rate in rates:
+    for rate in rates or (zoneout,):
         check_rate("zoneout", rate)
     if len(rates) > cell.states:
         raise ValueError(
@@ -133,6 +138,16 @@ def check_sizes(**sizes: Any) -> None:
             raise TypeError(f"{name} should be of type int, got: {type(value).__name__}")
         if value <= 0:
             raise ValueError(f"{name} must be greater than zero, got {value}")
+
+
+def check_save_memory(steps: Any) -> None:
+    """Raises unless it is a number of steps, or 0 for none."""
+    if not isinstance(steps, numbers.Integral) or isinstance(steps, bool):
+        raise TypeError(f"save_memory should be of type int, got: {type(steps).__name__}")
+    if steps < 0:
+        raise ValueError(
+            f"save_memory should be a positive number of steps, or 0 to save all, got {steps}"
+        )
 
 
 def check_flags(**flags: Any) -> None:

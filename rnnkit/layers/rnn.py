@@ -15,7 +15,14 @@ from ..functional import extras, packed, recurrent
 from ..projection import Noise
 from . import sequences
 from .base import Gated
-from .options import NormOptions, check_dropout, check_flags, check_rate, check_sizes
+from .options import (
+    NormOptions,
+    check_dropout,
+    check_flags,
+    check_rate,
+    check_save_memory,
+    check_sizes,
+)
 
 State = Tensor | tuple[Tensor, ...]
 
@@ -108,8 +115,7 @@ class Recurrent(Gated):
         self.check_projection()
         check_rate("recurrent_dropout", recurrent_dropout)
         check_rate("weight_dropout", weight_dropout)
-        if save_memory:
-            check_sizes(save_memory=save_memory)
+        check_save_memory(save_memory)
         if recurrent_dropout and proj_size:
             raise ValueError(
                 "recurrent_dropout does not go with proj_size, got "
@@ -172,8 +178,9 @@ class Recurrent(Gated):
             raise ValueError(f"return_cell_states: {type(self).__name__} has no cell state")
         weights = [[self.weights(v) for v in self.suffixes(k)] for k in range(self.num_layers)]
         call = sequences.enter(self, weights[0][0].ih, input, hx, lengths, resets)
+        noises = [self.noise(call.input) for _ in weights]
         if call.packed is not None and call.lengths is not None:
-            asked = extras(None, None, self.noise(call.input), return_cell_states)
+            asked = extras(None, None, noises[0], return_cell_states)
             rate = self.dropout * self.training
             found = packed(call, weights, self.cell, self.reverse, rate, asked)
             if found is not None:
@@ -190,7 +197,7 @@ class Recurrent(Gated):
                 self.reverse,
                 call.lengths,
                 call.resets,
-                self.noise(output),
+                noises[layer],
                 return_cell_states and layer == self.num_layers - 1,
             )
             finals.append(last)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..cells import Cell
+from ..cells import Cell, find
 from ..ops.sequence import Inputs
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on")
@@ -84,25 +84,64 @@ def choose_form(inputs: Inputs, backward: bool, limit: int | None = None, amd: b
 
     Each is one whose compiled kernel uses no stack, as `benchmarks.static` shows.
     """
-    H, dtype = inputs.x.shape[-1], inputs.x.dtype
+    H, dtype, cell = inputs.x.shape[-1], inputs.x.dtype, inputs.equations
     limit = capacity(inputs.x.device) if limit is None else limit
     columns = max(16, 1 << (H - 1).bit_length())
+    most = None if amd or INTERPRETED else 255
+    # Triton's compiler fails on some float64 products of tiles, so those are torch's.
+    compiled_double = dtype == torch.float64 and not INTERPRETED
+    crowded = backward and cell.norm is not None and cell.gates > 1
+    crowded |= backward and peephole(cell) and dtype.itemsize > 2 and featured(inputs)
+    depths = [n for n in (STAGES, 1) if need(inputs, columns, backward, n) <= limit]
+    if compiled_double or columns > 128 or not depths or spills(inputs, backward, columns):
+        # A norm in the step needs all columns in one tile.
+        width = columns if cell.normalises else min(columns, 128)
+        rows, warps = max(1, min(4, 1024 // width)), 4 if width <= 1024 else 8
+        return Form(False, rows, width, warps, registers=most)
+    few = 64 if amd else 32 if dtype.itemsize == 2 and not crowded else 16
+    warps, wide = 4 if columns <= few else 8, columns > 64
     # The compiler limits a kernel's registers, so that several programs run on one processor, and
     # then spills; a recurrent program has a processor to itself. Only where H is no multiple of 16,
     # so that single elements are loaded, does it treat a large kernel better left alone.
-    light = H % 16 == 0 or inputs.equations.gates * columns * dtype.itemsize <= 768
-    registers = 255 if light and not (amd or INTERPRETED) else None
-    # Triton's compiler fails on some float64 products of tiles, so those are torch's.
-    compiled_double = dtype == torch.float64 and not INTERPRETED
-    depths = [n for n in (STAGES, 1) if need(inputs, columns, backward, n) <= limit]
-    # The one case that would spill: single elements are loaded where H is no multiple of 16.
-    flagged = inputs.lengths is not None or inputs.resets is not None
-    ragged = columns > 64 and H % 16 > 0 and inputs.equations.gates > 3 and flagged
-    if compiled_double or columns > 128 or not depths or (ragged and not backward):
-        # A norm in the step needs all columns in one tile.
-        width = columns if inputs.equations.normalises else min(columns, 128)
-        rows, warps = max(1, min(4, 1024 // width)), 4 if width <= 1024 else 8
-        return Form(False, rows, width, warps, registers=None if amd or INTERPRETED else 255)
-    few = 64 if amd else 32 if dtype.itemsize == 2 else 16
-    warps = 4 if columns <= few else 8
-    return Form(True, ROWS, columns, warps, columns > 64, registers, depths[0])
+    light = H % 16 == 0 or cell.gates * columns * dtype.itemsize <= 768
+    alone = dtype.itemsize > 2 and featured(inputs) and (wide or peephole(cell))
+    registers = most if light and not alone else None
+    return Form(True, ROWS, columns, warps, wide, registers, 1 if crowded else depths[0])
+
+
+def largest(cell: str, dtype: torch.dtype, device: torch.device, more: bool, backward: bool) -> int:
+    """The largest H, a power of two, whose weights stay on chip; `more`: with lengths or so."""
+    for H in (128, 64, 32, 16):
+        x = torch.empty(1, 1, 1, find(cell).gates, H, dtype=dtype, device="meta")
+        lengths = x.new_empty(1, 1, dtype=torch.int64) if more else None
+        inputs = Inputs(x, x, None, None, None, None, None, lengths, None, cell, (False,))
+        if choose_form(inputs, backward, capacity(device)).resident:
+            return H
+    return 0
+
+
+def featured(inputs: Inputs) -> bool:
+    """Whether a problem has more than a plain scan."""
+    return any(v is not None for v in (inputs.m, inputs.d, inputs.lengths, inputs.resets))
+
+
+def spills(inputs: Inputs, backward: bool, columns: int) -> bool:
+    """Whether a resident kernel would be too large for a thread's registers, by its compilation.
+
+    Single elements are loaded where H is no multiple of 16; and a norm keeps all gates at hand.
+    """
+    cell, more, ragged = inputs.equations, featured(inputs), inputs.x.shape[-1] % 16 > 0
+    wide, single, norm = columns > 64, inputs.x.dtype.itemsize > 2, cell.norm
+    several = norm is not None and cell.gates > 1
+    crowded = cell.normalises and norm is not None and (norm.per_gate or peephole(cell))
+    if not backward:
+        return wide and ragged and (several or more) and (cell.gates > 3 or (more and single))
+    if wide:
+        large = several and (ragged or crowded or (more and (single or cell.normalises)))
+        return large or (peephole(cell) and (ragged or more))
+    return crowded and more and (columns > 32 or (single and peephole(cell)))
+
+
+def peephole(cell: Cell) -> bool:
+    """Whether its step has parameters for several gates."""
+    return cell.rows - cell.gains > 2

@@ -17,7 +17,7 @@ from ..ops.sequence import Inputs, flags, fresh, runs, valid
 from ..reference.scan import recurrent_gates, through_products
 from .arguments import Backward, Forward, Sizes, Static
 from .cells import equations
-from .fit import AMD, INTERPRETED, Form, choose_form, sums
+from .fit import AMD, INTERPRETED, Form, choose_form, largest, sums
 from .kernels import PER_GATE, TOGETHER, scan_backward_kernel, scan_kernel
 
 if TYPE_CHECKING:
@@ -50,6 +50,17 @@ def why_not(problem: Problem) -> str | None:
     if find(problem.cell).normalises and problem.H > WIDEST:
         return f"H = {problem.H}: the norm in the step of {problem.cell!r} takes at most {WIDEST}"
     return None
+
+
+def note(problem: Problem) -> str:
+    """Up to which size one launch runs a whole sequence of this kind."""
+    more = bool(set(problem.extras or ()) & {"lengths", "resets", "zoneout", "recurrent dropout"})
+    kind = (problem.cell, problem.dtype, problem.device, more)
+    forward, backward = largest(*kind, False), largest(*kind, True)
+    return (
+        f"one launch a sequence up to H = {forward} forward and {backward} backward (a group's "
+        "units, whose weights stay on chip); beyond, a product and a launch a step"
+    )
 
 
 class Launch(NamedTuple):
