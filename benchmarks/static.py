@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +25,7 @@ from triton.backends.compiler import GPUTarget
 
 from rnnkit.cells import CELLS, find
 from rnnkit.ops.sequence import Inputs
-from rnnkit.triton import fit
+from rnnkit.triton import fit, product
 from rnnkit.triton.cells import equations
 from rnnkit.triton.scan import Launch, backward_launch, forward_launch, ready
 
@@ -124,10 +125,29 @@ def measure(case: Case, form: fit.Form | None = None) -> dict[str, Any]:
     row: dict[str, Any] = case._asdict() | {
         "form": "resident" if launch.constants[2].RESIDENT.value else "stepwise",
         "warps": launch.options["num_warps"],
-        "shared": kernel.metadata.shared,
-        "limit": TARGETS[case.target].shared,
     }
-    if case.target.startswith("sm_"):
+    return row | usage(case.target, kernel)
+
+
+def measure_product(target: str, dtype: str) -> dict[str, Any]:
+    """The same of the stepwise form's product."""
+    triton.runtime.driver.set_active(Driver(target))
+
+    def tensor(*shape: int) -> torch.Tensor:
+        return torch.empty(shape, dtype=DTYPES[dtype], device="meta")
+
+    h, w, out = tensor(64, 2, 1024), tensor(2, 4096, 1024), tensor(64, 2, 4096)
+    grid, given = product.arguments(h, w, tensor(2, 4096), out, "tf32")
+    kernel = product.product_kernel.run(*given, grid=grid, warmup=True)
+    row = {"target": target, "cell": "product", "dtype": dtype, "H": 1024, "backward": False}
+    row |= {"features": False, "form": "stepwise", "warps": kernel.metadata.num_warps}
+    return row | usage(target, kernel)
+
+
+def usage(target: str, kernel: Any) -> dict[str, int]:
+    """Shared memory, registers and stack of a compiled kernel."""
+    row = {"shared": kernel.metadata.shared, "limit": TARGETS[target].shared}
+    if target.startswith("sm_"):
         return row | cubin_usage(kernel.asm["cubin"])
     return row | amd_usage(kernel.asm["amdgcn"])
 
@@ -189,8 +209,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON object a line")
     args = parser.parse_args(arguments)
     bad = count = 0
-    for case in cases(args):
-        row = measure(case)
+    products = [(t, v) for t in args.targets for v in args.dtypes if v != "fp64"]
+    rows = (measure_product(*kind) for kind in products)
+    for row in chain(rows, map(measure, cases(args))):
         count, bad = count + 1, bad + fails(row)
         print(json.dumps(row) if args.json else line(row), flush=True)
     print(f"{count} kernels, {bad} with stack or too much shared memory", file=sys.stderr)

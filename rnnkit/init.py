@@ -39,9 +39,11 @@ def recurrent_(layer: Any) -> None:
     heads, H, forget = getattr(layer, "num_heads", 1), layer.hidden_size, forget_bias(layer)
     for name, value in layer.named_parameters(recurse=False):
         if name.startswith("weight_hh"):
-            # Orthogonal as Keras has it: all gates of a block in one matrix.
+            # Orthogonal as Keras has it: all gates of a block in one matrix. Half precision has no
+            # factorisation.
+            wide = torch.promote_types(value.dtype, torch.float32)
             for block in value.unflatten(0, (-1, heads, H // heads)).unbind(1):
-                drawn = nn.init.orthogonal_(torch.empty_like(block.flatten(0, 1)))
+                drawn = nn.init.orthogonal_(torch.empty_like(block.flatten(0, 1), dtype=wide))
                 block.copy_(drawn.view_as(block))
         elif name.startswith(("weight_ih", "weight_hr")):
             nn.init.xavier_uniform_(value)

@@ -5,7 +5,7 @@ import torch
 from problems import KINDS, LARGER, TINY, differentiable, loop, sample, with_tensors
 
 import rnnkit
-from rnnkit.ops.scan import scan
+from rnnkit.ops.scan import BATCH, STATES, scan
 
 NAMES = ("x", "w", "b", "s0", "p")
 ALL_KINDS = KINDS | {"tiny": TINY}
@@ -183,6 +183,28 @@ def test_bitwise_repeatable_and_backward_twice(cell, on, device):
     assert torch.equal(again[0], output) and torch.equal(again[2], last)
     for a, b in zip(first, second, strict=True):
         assert torch.equal(a, b)
+
+
+def row(inputs, b):
+    """The problem of one row alone."""
+    dims = {"x": 1, "s0": 1, "m": 1, "d": 0, "lengths": 0, "resets": 1}
+    given = {name: getattr(inputs, name) for name in dims}
+    alone = {k: v.narrow(dims[k], b, 1) for k, v in given.items() if v is not None}
+    return inputs._replace(**alone)
+
+
+@pytest.mark.parametrize("kind", ["batch", slow("wide")])
+def test_a_row_is_the_same_in_any_batch(cell, on, kind, device):
+    """Bit for bit, wherever it stands: a kernel's sums do not depend on the batch."""
+    if on == "reference":
+        pytest.skip("the products of the reference are the BLAS library's, which depend on it")
+    if on == "stepwise" and device.type == "cpu" and rnnkit.cells.find(cell).inner is not None:
+        pytest.skip("the inner step is torch's, whose sigmoid on a CPU depends on the position")
+    inputs = sample(cell, LARGER[kind], device=device, dtype=torch.float32, grad=False)
+    whole = scan(*inputs)
+    for b in (0, 1, inputs.x.shape[1] - 1):
+        for name, found, expected in zip(STATES, scan(*row(inputs, b)), whole, strict=True):
+            assert torch.equal(found, expected.narrow(BATCH[name], b, 1)), (name, b)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)

@@ -179,7 +179,7 @@ class Recurrent(Gated):
         weights = [[self.weights(v) for v in self.suffixes(k)] for k in range(self.num_layers)]
         call = sequences.enter(self, weights[0][0].ih, input, hx, lengths, resets)
         noises = [self.noise(call.input) for _ in weights]
-        if call.packed is not None and call.lengths is not None:
+        if call.packed is not None and call.lengths is not None and not self.save_memory:
             asked = extras(None, None, noises[0], return_cell_states)
             rate = self.dropout * self.training
             found = packed(call, weights, self.cell, self.reverse, rate, asked)

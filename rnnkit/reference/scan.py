@@ -5,6 +5,7 @@ Half-precision problems are computed in float32, as the kernels do, and rounded 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from ..dispatch import Problem
 
 Tensors = tuple[Tensor, ...]
+Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
 def why_not(problem: Problem) -> str | None:
@@ -38,7 +40,9 @@ def part(v: Tensor, gates: slice) -> Tensor:
     return v[..., gates, :]
 
 
-def recurrent_gates(inputs: Inputs, x: Tensors, s: Tensors) -> tuple[Tensor, Tensor | None]:
+def recurrent_gates(
+    inputs: Inputs, x: Tensors, s: Tensors, product: Product = product
+) -> tuple[Tensor, Tensor | None]:
     """What every gate's product gives, for one step or all: only the states must be known.
 
     Returns (..., N, G, H): r; or with a norm what `normalise` gives, its gain and bias to come, and
@@ -46,15 +50,17 @@ def recurrent_gates(inputs: Inputs, x: Tensors, s: Tensors) -> tuple[Tensor, Ten
     """
     cell, late, G = inputs.equations, inputs.late, inputs.x.shape[3]
     if cell.inner is None:
-        return of_product(inputs, s[0], x, slice(0, G))
-    early, scale = of_product(inputs, s[0], x, slice(0, late))
+        return of_product(inputs, s[0], x, slice(0, G), product)
+    early, scale = of_product(inputs, s[0], x, slice(0, late), product)
     q = cell.inner.step(*seen(inputs, x, early, slice(0, late)), s, inputs.parameters)
-    n, scale_late = of_product(inputs, q, x, slice(late, G))
+    n, scale_late = of_product(inputs, q, x, slice(late, G), product)
     both = None if scale is None or scale_late is None else torch.cat([scale, scale_late], -2)
     return torch.cat([early, n], -2), both
 
 
-def of_product(inputs: Inputs, q: Tensor, x: Tensors, gates: slice) -> tuple[Tensor, Tensor | None]:
+def of_product(
+    inputs: Inputs, q: Tensor, x: Tensors, gates: slice, product: Product
+) -> tuple[Tensor, Tensor | None]:
     """`recurrent_gates` of the gates that one product with q serves."""
     cell, b, H = inputs.equations, inputs.b, inputs.w.shape[-1]
     rows = slice(gates.start * H, gates.stop * H)

@@ -67,10 +67,12 @@ def strided(base, strides, t, row, n, rows, cols, mask, count: tl.constexpr, dty
 @triton.jit
 def resident_weights(w, z, n, cols, C: tl.constexpr):
     """Every gate's weights, on chip; nothing if they are not to be resident."""
-    ok = (cols < z.H)[:, None] & (cols < z.H)[None, :]
-    square = cols[:, None] * z.w[1] + cols[None, :] * z.w[2]
-    count: tl.constexpr = C.G if C.RESIDENT else 0
-    return load(w + n * z.w[0], square, ok, count, z.w[3], w.dtype.element_ty)
+    weights = ()
+    if C.RESIDENT:
+        ok = (cols < z.H)[:, None] & (cols < z.H)[None, :]
+        square = cols[:, None] * z.w[1] + cols[None, :] * z.w[2]
+        weights = load(w + n * z.w[0], square, ok, C.G, z.w[3], w.dtype.element_ty)
+    return weights
 
 
 @triton.jit

@@ -5,6 +5,7 @@ else one matrix product and one launch a step.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -19,6 +20,7 @@ from .arguments import Backward, Forward, Sizes, Static
 from .cells import equations
 from .fit import AMD, INTERPRETED, Form, choose_form, largest, sums
 from .kernels import PER_GATE, TOGETHER, scan_backward_kernel, scan_kernel
+from .product import product
 
 if TYPE_CHECKING:
     from ..dispatch import Problem
@@ -28,7 +30,7 @@ MOST_GROUPS = 65535
 # The kernels compute offsets within a tile of rows in 32 bits.
 LONGEST_STRIDE = 2**31 // 64
 # The columns of one program's tiles.
-WIDEST = 4096
+WIDEST = 2048
 
 
 def why_not(problem: Problem) -> str | None:
@@ -103,7 +105,7 @@ def static_of(inputs: Inputs, form: Form) -> Static:
         form.resident,
         form.stream,
         tl.float64 if dtype == torch.float64 else tl.float32,
-        "tf32" if rounds_to_tf32(dtype) else "ieee",
+        precision_of(dtype),
         form.rows,
         form.columns,
     )
@@ -115,13 +117,13 @@ def marks(inputs: Inputs) -> Tensor | None:
     return None if found is None else found.contiguous()
 
 
-def rounds_to_tf32(dtype: torch.dtype) -> bool:
-    """Whether float32 products use TF32, by the switch that torch.nn's recurrent layers follow."""
+def precision_of(dtype: torch.dtype) -> str:
+    """How float32 products are rounded, by the switch that torch.nn's recurrent layers follow."""
     switches: Any = torch.backends
     # Each inherits from the next where it says none.
     order = (switches.cudnn.rnn, switches.cudnn, switches)
     precision = next((s.fp32_precision for s in order if s.fp32_precision != "none"), "ieee")
-    return dtype == torch.float32 and not AMD and precision == "tf32"
+    return "tf32" if dtype == torch.float32 and not AMD and precision == "tf32" else "ieee"
 
 
 def grid(inputs: Inputs, form: Form) -> tuple[int, int, int]:
@@ -188,6 +190,7 @@ def rows_of(inputs: Inputs) -> tuple[Tensor | None, Tensor | None]:
 def stepwise(inputs: Inputs, launch: Launch) -> None:
     """The forward scan a step at a time: the recurrent products, then the gates."""
     state, x, afresh = launch.tensors.last, inputs.x, fresh(inputs)
+    by_tiles = partial(product, precision=precision_of(x.dtype))
     # Only an inner step, or a norm of the sum, needs x for the products.
     of_sum = inputs.equations.norm is not None and inputs.equations.norm.of_sum
     for k in range(x.shape[0]):
@@ -196,7 +199,7 @@ def stepwise(inputs: Inputs, launch: Launch) -> None:
             s = s.masked_fill(at_step(afresh, inputs.reverse, k)[..., None], 0)
         reads_x = of_sum or inputs.equations.inner is not None
         gates = at_step(x, inputs.reverse, k).unbind(2) if reads_x else ()
-        r, _ = recurrent_gates(inputs, gates, s.unbind(0))
+        r, _ = recurrent_gates(inputs, gates, s.unbind(0), by_tiles)
         launch.go(first=k, r=r.contiguous())
 
 
