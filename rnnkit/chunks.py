@@ -33,9 +33,10 @@ def recurrent_in_chunks(steps: int) -> Callable[..., Result]:
         noise: Noise = QUIET,
         return_cell_states: bool = False,
     ) -> Result:
-        # torch.func refuses what checkpointing is made of.
-        transformed = torch._C._are_functorch_transforms_active()
-        if input.shape[0] <= steps or transformed or not torch.is_grad_enabled():
+        # torch.func refuses what checkpointing is made of; and in a compiled graph there would be
+        # one part for every piece, and another graph for every T.
+        whole = torch._C._are_functorch_transforms_active() or torch.compiler.is_compiling()
+        if whole or input.shape[0] <= steps or not torch.is_grad_enabled():
             return recurrent(
                 input, state, weights, cell, reverse, lengths, resets, noise, return_cell_states
             )

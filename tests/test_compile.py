@@ -78,3 +78,29 @@ def test_cell(variant, counter):
     tensors = {"x": randn(B, I)} | states(variant, B, hidden=H)
     expected = run(module, ragged_call(module), tensors)
     assert_same(run(module, ragged_call(function), tensors), expected)
+
+
+OPTIONS = {"zoneout": 0.2, "recurrent_dropout": 0.3, "weight_dropout": 0.2, "num_heads": 2}
+
+
+@pytest.mark.parametrize("save_memory", [0, 3])
+@main_variant
+def test_regularisers(variant, save_memory, counter):
+    """With every option in training, one graph gives what the layer gives with the same seed.
+
+    There save_memory has no effect: the graph of a loop over pieces would be one for every T.
+    """
+    twin = variant.layer(I, H, 2, bidirectional=True, **OPTIONS)
+    module = variant.layer(I, H, 2, bidirectional=True, save_memory=save_memory, **OPTIONS)
+    ragged = {"lengths": torch.tensor([4, 0, 5]), "resets": randn(5, 3, seed=7) > 1}
+    tensors = {"x": randn(5, 3, I)} | states(variant, 4, 3, hidden=H)
+
+    def seeded(function):
+        def call(module, x, **given):
+            torch.manual_seed(5)
+            return function(x, joined(given), **ragged)
+
+        return call
+
+    expected = run(twin, seeded(twin), tensors)
+    assert_same(run(module, seeded(compiled(module, counter)), tensors), expected)

@@ -56,7 +56,7 @@ class Recurrent(Gated):
         forget_bias: initial value of the forget gate's bias (LSTM); None leaves torch.nn's.
         save_memory: save states for backward at every save_memory-th step only, and compute the
             others again there: saves all but about 1 / save_memory of a layer's memory. 0: at every
-            step.
+            step. It has no effect under torch.compile and torch.func.
 
     Parameters, for layer k and suffix "" or "_reverse": weight_ih_l{k} (G * H, features),
     weight_hh_l{k} (G * H, P or H / num_heads), bias_ih_l{k}, bias_hh_l{k} (G * H), weight_hr_l{k}
