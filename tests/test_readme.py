@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+import rnnkit
+
 
 def blocks():
     text = (Path(__file__).parent.parent / "README.md").read_text()
@@ -14,6 +16,7 @@ def blocks():
 @pytest.mark.parametrize("block", blocks())
 def test_example_runs(block, capsys):
     names = {}
-    exec(block, names)
-    assert names["output"].shape == (50, 32, 128)
+    with rnnkit.backend("reference"):  # the interpreter would take a minute
+        exec(block, names)
+    assert names["output"].shape == (32, 64)
     assert "reference" in capsys.readouterr().out
