@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..reference import scan as reference
+from ..reference.products import before_norm, fed, recurrent_gates
 from .sequence import Inputs, previous, products, valid
 
 if TYPE_CHECKING:
@@ -23,8 +23,8 @@ def gradients(
     """dx, dw, db, ds0 and dp: all that is parallel in time here, the rest in the backend."""
     prev, x = previous(inputs, states), inputs.x.unbind(3)
     s = prev.unbind(0)
-    n, scale = reference.recurrent_gates(inputs, x, s)
-    q = reference.fed(inputs, x, s, n)
+    n, scale = recurrent_gates(inputs, x, s)
+    q = fed(inputs, x, s, n)
     dx, dr, ds0, dp = backend.scan_backward(inputs, prev, n, scale, *arriving)
     # Without a bias nobody reads its gradient, and to sum it would read all of dr.
     db = dr.new_zeros(inputs.w.shape[:2]) if inputs.b is None else dr.sum((0, 1)).flatten(1)
@@ -45,7 +45,7 @@ def through_norm(
         n, scale = (v.masked_fill(~live[..., None, None], 0) for v in (n, scale))
     n, dr = n.to(scale.dtype), dr.to(scale.dtype)
     dgain = (dr * n).sum((0, 1)).to(dtype)
-    dv = [reference.before_norm(inputs, dr[:, :, :, k], n, scale, k) for k in products(inputs)]
+    dv = [before_norm(inputs, dr[:, :, :, k], n, scale, k) for k in products(inputs)]
     before = torch.cat(dv, 3).to(dtype)
     dx = before if norm is not None and norm.of_sum else dx
     return dx, before, torch.cat([dgain, dp], 1)

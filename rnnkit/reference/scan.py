@@ -5,108 +5,20 @@ Half-precision problems are computed in float32, as the kernels do, and rounded 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from ..cells.norm import normalise, normalise_vjp
-from ..ops.sequence import Inputs, fresh, products, turn, valid
+from ..ops.sequence import Inputs, fresh, turn, valid
+from .products import Tensors, recurrent_gates, seen, through_products
 
 if TYPE_CHECKING:
     from ..dispatch import Problem
 
-Tensors = tuple[Tensor, ...]
-Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]
-
 
 def why_not(problem: Problem) -> str | None:
     return None
-
-
-def product(h: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
-    """h @ w.T + b in each group: (..., N, H), (N, R, H) and (N, R) to (..., N, R)."""
-    if w.shape[0] == 1:
-        out = torch.nn.functional.linear(h[..., 0, :], w[0], None if b is None else b[0])
-        return out.unsqueeze(-2)
-    rows = h.flatten(0, -3).transpose(0, 1)
-    out = rows @ w.mT if b is None else torch.baddbmm(b[:, None], rows, w.mT)
-    return out.transpose(0, 1).unflatten(0, h.shape[:-2])
-
-
-def part(v: Tensor, gates: slice) -> Tensor:
-    """Some gates of (..., N, G, H) or (..., N, G, 1)."""
-    return v[..., gates, :]
-
-
-def recurrent_gates(
-    inputs: Inputs, x: Tensors, s: Tensors, product: Product = product
-) -> tuple[Tensor, Tensor | None]:
-    """What every gate's product gives, for one step or all: only the states must be known.
-
-    Returns (..., N, G, H): r; or with a norm what `normalise` gives, its gain and bias to come, and
-    the scale (..., N, G, 1), by which it was multiplied.
-    """
-    cell, late, G = inputs.equations, inputs.late, inputs.x.shape[3]
-    if cell.inner is None:
-        return of_product(inputs, s[0], x, slice(0, G), product)
-    early, scale = of_product(inputs, s[0], x, slice(0, late), product)
-    q = cell.inner.step(*seen(inputs, x, early, slice(0, late)), s, inputs.parameters)
-    n, scale_late = of_product(inputs, q, x, slice(late, G), product)
-    both = None if scale is None or scale_late is None else torch.cat([scale, scale_late], -2)
-    return torch.cat([early, n], -2), both
-
-
-def of_product(
-    inputs: Inputs, q: Tensor, x: Tensors, gates: slice, product: Product
-) -> tuple[Tensor, Tensor | None]:
-    """`recurrent_gates` of the gates that one product with q serves."""
-    cell, b, H = inputs.equations, inputs.b, inputs.w.shape[-1]
-    rows = slice(gates.start * H, gates.stop * H)
-    q = q if inputs.d is None else q * inputs.d
-    bias = None if b is None or cell.norm else b[:, rows]
-    v = product(q, inputs.w[:, rows], bias).unflatten(-1, (-1, H))
-    if cell.norm is None:
-        return v, None
-    if cell.norm.of_sum:
-        v = v + torch.stack(x[gates], -2)
-    wide = v.to(torch.promote_types(v.dtype, torch.float32))
-    n, scale = normalise(wide, cell.eps, 1 if cell.norm.per_gate else 2)
-    return n.to(v.dtype), scale.expand(*v.shape[:-1], 1)
-
-
-def seen(inputs: Inputs, x: Tensors, n: Tensor, gates: slice) -> tuple[Tensors, Tensors]:
-    """The x and r that the step sees, of some gates, from those gates of `recurrent_gates`."""
-    x, norm = x[gates], inputs.equations.norm
-    if norm is not None and inputs.gain is not None:
-        n = n * part(inputs.gain, gates)
-        n = n if inputs.b is None else n + part(inputs.b.unflatten(-1, inputs.x.shape[3:]), gates)
-        x = tuple(map(torch.zeros_like, x)) if norm.of_sum else x
-    return x, n.unbind(-2)
-
-
-def before_norm(
-    inputs: Inputs, dr: Tensor, n: Tensor, scale: Tensor | None, gates: slice
-) -> Tensor:
-    """The gradient (..., N, G, H) of the products, given that of r, of some gates."""
-    norm, gain = inputs.equations.norm, inputs.gain
-    if norm is None or gain is None or scale is None:
-        return dr
-    dn, dims = dr * part(gain, gates), 1 if norm.per_gate else 2
-    return normalise_vjp(part(n, gates), part(scale, gates), dn, dims)
-
-
-def fed(inputs: Inputs, x: Tensors, s: Tensors, n: Tensor) -> list[Tensor]:
-    """What each recurrent product was fed over the whole sequence."""
-    cell, early = inputs.equations, slice(0, inputs.late)
-    q = [s[0]]
-    if cell.inner is not None:
-        inner = cell.inner.step(*seen(inputs, x, part(n, early), early), s, inputs.parameters)
-        live = valid(inputs)
-        # Padding may hold NaN, which a zero gradient would not silence in a product.
-        q.append(inner if live is None else inner.masked_fill(~live[..., None], 0))
-    return q if inputs.d is None else [v * inputs.d for v in q]
 
 
 def upcast(inputs: Inputs) -> Inputs:
@@ -179,36 +91,6 @@ def previous_gradient(
     old = tuple(k * a + b for k, a, b in zip(m, ds, old, strict=False)) + old[len(m) :]
     dx, dr, old = through_products(inputs, x, n, scale, s, dx, dr, old)
     return dx, dr, old, dp
-
-
-def through_products(
-    inputs: Inputs,
-    x: Tensors,
-    n: Tensor,
-    scale: Tensor | None,
-    s: Tensors,
-    dx: Tensors,
-    dr: Tensors,
-    ds: Tensors,
-) -> tuple[Tensors, Tensors, Tensors]:
-    """dx, dr and ds of one step, given what they get from the cell alone."""
-    inner, late, H = inputs.equations.inner, inputs.late, inputs.w.shape[-1]
-
-    def through(dr: Tensors, gates: slice) -> Tensor:
-        dv = before_norm(inputs, torch.stack(dr, -2), n, scale, gates).flatten(-2)
-        rows = slice(gates.start * H, gates.stop * H)
-        dq = product(dv, inputs.w[:, rows].mT, None)
-        return dq if inputs.d is None else dq * inputs.d
-
-    early = products(inputs)[0]
-    if inner is not None:
-        dq = through(dr[late:], products(inputs)[1])
-        of_early = seen(inputs, x, part(n, early), early)
-        dx_in, dr_in, ds_in = inner.vjp(*of_early, s, inputs.parameters, dq)
-        dx = tuple(a + b for a, b in zip(dx[:late], dx_in, strict=True)) + dx[late:]
-        dr = tuple(a + b for a, b in zip(dr[:late], dr_in, strict=True)) + dr[late:]
-        ds = tuple(a + b for a, b in zip(ds, ds_in, strict=False)) + ds[len(ds_in) :]
-    return dx, dr, (ds[0] + through(dr[:late], early), *ds[1:])
 
 
 def arrivals(inputs: Inputs, doutput: Tensor | None, dcells: Tensor | None) -> list[Tensor | None]:

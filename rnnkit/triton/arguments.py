@@ -1,6 +1,10 @@
 """The arguments of the recurrent kernels, in groups."""
 
+from __future__ import annotations
+
 from typing import Any, NamedTuple
+
+from torch import Tensor
 
 
 class Forward(NamedTuple):
@@ -84,3 +88,19 @@ class Static(NamedTuple):
     PRECISION: Any
     BB: Any
     BH: Any
+
+
+class Launch(NamedTuple):
+    """A kernel with its grid, arguments and options: run by `go`, or compiled without a GPU."""
+
+    kernel: Any
+    grid: tuple[int, int, int]
+    tensors: Any  # Forward or Backward
+    sizes: Sizes
+    constants: tuple[Any, Any, Static]
+    options: dict[str, int]
+
+    def go(self, first: int = 0, **tensors: Tensor) -> None:
+        changed = self.tensors._replace(**tensors)
+        sizes = self.sizes._replace(first=first)
+        self.kernel[self.grid](changed, sizes, *self.constants, **self.options)

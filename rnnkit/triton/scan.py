@@ -4,9 +4,7 @@ else one matrix product and one launch a step.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 import triton
@@ -14,13 +12,13 @@ import triton.language as tl
 from torch import Tensor
 
 from ..cells import find
-from ..ops.sequence import Inputs, flags, fresh, runs, valid
-from ..reference.scan import recurrent_gates, through_products
-from .arguments import Backward, Forward, Sizes, Static
+from ..ops.sequence import Inputs, flags
+from . import stepwise
+from .arguments import Backward, Forward, Launch, Sizes, Static
 from .cells import equations
-from .fit import AMD, INTERPRETED, Form, choose_form, largest, sums
+from .fit import INTERPRETED, Form, choose_form, largest, sums
 from .kernels import PER_GATE, TOGETHER, scan_backward_kernel, scan_kernel
-from .product import product
+from .product import precision_of
 
 if TYPE_CHECKING:
     from ..dispatch import Problem
@@ -65,22 +63,6 @@ def note(problem: Problem) -> str:
     )
 
 
-class Launch(NamedTuple):
-    """A kernel with its grid, arguments and options: run by `go`, or compiled without a GPU."""
-
-    kernel: Any
-    grid: tuple[int, int, int]
-    tensors: Any  # Forward or Backward
-    sizes: Sizes
-    constants: tuple[Any, Any, Static]
-    options: dict[str, int]
-
-    def go(self, first: int = 0, **tensors: Tensor) -> None:
-        changed = self.tensors._replace(**tensors)
-        sizes = self.sizes._replace(first=first)
-        self.kernel[self.grid](changed, sizes, *self.constants, **self.options)
-
-
 def sizes_of(inputs: Inputs, form: Form, w_strides: tuple[int, ...]) -> Sizes:
     x, m = inputs.x, inputs.m
     T, B, N, _, H = x.shape
@@ -117,15 +99,6 @@ def marks(inputs: Inputs) -> Tensor | None:
     return None if found is None else found.contiguous()
 
 
-def precision_of(dtype: torch.dtype) -> str:
-    """How float32 products are rounded, by the switch that torch.nn's recurrent layers follow."""
-    switches: Any = torch.backends
-    # Each inherits from the next where it says none.
-    order = (switches.cudnn.rnn, switches.cudnn, switches)
-    precision = next((s.fp32_precision for s in order if s.fp32_precision != "none"), "ieee")
-    return "tf32" if dtype == torch.float32 and not AMD and precision == "tf32" else "ieee"
-
-
 def grid(inputs: Inputs, form: Form) -> tuple[int, int, int]:
     _, B, N, _, H = inputs.x.shape
     return triton.cdiv(B, form.rows), N, triton.cdiv(H, form.columns)
@@ -158,7 +131,7 @@ def scan(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
         if form.resident:
             launch.go()
         else:
-            stepwise(inputs, launch)
+            stepwise.forward(inputs, launch)
             last.copy_(launch.tensors.last)
     return output, cells, last
 
@@ -187,22 +160,6 @@ def rows_of(inputs: Inputs) -> tuple[Tensor | None, Tensor | None]:
     return p[:, :gains].contiguous(), p[:, gains:].contiguous()
 
 
-def stepwise(inputs: Inputs, launch: Launch) -> None:
-    """The forward scan a step at a time: the recurrent products, then the gates."""
-    state, x, afresh = launch.tensors.last, inputs.x, fresh(inputs)
-    by_tiles = partial(product, precision=precision_of(x.dtype))
-    # Only an inner step, or a norm of the sum, needs x for the products.
-    of_sum = inputs.equations.norm is not None and inputs.equations.norm.of_sum
-    for k in range(x.shape[0]):
-        s = state.to(x.dtype)
-        if afresh is not None:
-            s = s.masked_fill(at_step(afresh, inputs.reverse, k)[..., None], 0)
-        reads_x = of_sum or inputs.equations.inner is not None
-        gates = at_step(x, inputs.reverse, k).unbind(2) if reads_x else ()
-        r, _ = recurrent_gates(inputs, gates, s.unbind(0), by_tiles)
-        launch.go(first=k, r=r.contiguous())
-
-
 def scan_backward(
     inputs: Inputs,
     prev: Tensor,
@@ -224,7 +181,7 @@ def scan_backward(
         if form.resident:
             launch.go()
         else:
-            stepwise_backward(inputs, launch, n, scale)
+            stepwise.backward(inputs, launch, n, scale)
     ds0, dp = launch.tensors.ds0, launch.tensors.dp
     return dx, dx if dr is None else dr, ds0.to(x.dtype), dp.sum(0).to(x.dtype)
 
@@ -267,54 +224,3 @@ def backward_launch(
     constants = known.vjp, known.inner_vjp, static_of(inputs, form)
     tiles = grid(inputs, form)
     return Launch(scan_backward_kernel, tiles, tensors, sizes, constants, form.options)
-
-
-def stepwise_backward(inputs: Inputs, launch: Launch, n: Tensor, scale: Tensor | None) -> None:
-    """The backward scan a step at a time: the gates, then the products."""
-    tensors, ds = launch.tensors, launch.tensors.ds0
-    afresh, live, cell = fresh(inputs), valid(inputs), inputs.equations
-    hidden = None if live is None or cell.inner is None else ~live
-    gradients = (tensors.dx,) if tensors.dr is None else (tensors.dx, tensors.dr)
-
-    def at(v: Tensor | None, k: int) -> Tensor | None:
-        return None if v is None else at_step(v, inputs.reverse, k)
-
-    for k in reversed(range(inputs.x.shape[0])):
-        launch.go(first=k)
-        found = [at_step(v, inputs.reverse, k) for v in gradients]
-        x, s = ((), ()) if cell.inner is None else entered(inputs, tensors.prev, k)
-        dx, dr = found[0].unbind(2), found[-1].unbind(2)
-        zero: Any = (0,) * cell.states
-        n_k: Any = at(n, k) if cell.norm is not None or cell.inner is not None else None
-        dx, dr, more = through_products(inputs, x, n_k, at(scale, k), s, dx, dr, zero)
-        for v, new in zip(gradients if cell.inner is not None else (), (dx, dr), strict=False):
-            put_step(v, inputs.reverse, k, hide(torch.stack(new, 2), at(hidden, k)))
-        for v, new in zip(ds, more, strict=True):
-            if isinstance(new, Tensor):
-                v += hide(hide(new, at(afresh, k)), at(hidden, k))
-
-
-def entered(inputs: Inputs, prev: Tensor, k: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """The gates' x and the states with which each group enters its own k-th step."""
-    x = at_step(inputs.x, inputs.reverse, k).unbind(2)
-    return x, tuple(at_step(v, inputs.reverse, k) for v in prev)
-
-
-def hide(v: Tensor, hidden: Tensor | None) -> Tensor:
-    """v (B, N, ...) with zeros where hidden (B, N)."""
-    return v if hidden is None else v.masked_fill(hidden[(..., *[None] * (v.dim() - 2))], 0)
-
-
-def put_step(v: Tensor, reverse: Sequence[bool], k: int, value: Tensor) -> None:
-    """Sets what `at_step` gets."""
-    last = v.shape[0] - 1
-    parts = zip(runs(v, reverse, 2), runs(value, reverse, 1), strict=True)
-    for (part, back), (new, _) in parts:
-        part[last - k if back else k] = new
-
-
-def at_step(v: Tensor, reverse: Sequence[bool], k: int) -> Tensor:
-    """What each group of v (T, B, N, ...) holds at the group's own k-th step."""
-    last = v.shape[0] - 1
-    parts = [part[last - k if back else k] for part, back in runs(v, reverse, 2)]
-    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
