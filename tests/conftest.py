@@ -27,6 +27,7 @@ torch.set_num_threads(1)
 # The error model of the tests is that of IEEE arithmetic; TF32 is torch.nn's default on a GPU.
 torch.backends.cudnn.allow_tf32 = False
 
+PLAIN = ("rnn_tanh", "rnn_relu", "lstm", "gru")
 TRITON = sorted(c for c in rnnkit.cells.CELLS if rnnkit.triton.cells.equations(c))
 BACKENDS = {
     "reference": sorted(rnnkit.cells.CELLS),
@@ -35,12 +36,25 @@ BACKENDS = {
 }
 
 
+def minor(cell):
+    """Whether a cell is a variant of a variant, most of whose tests repeat another's."""
+    return rnnkit.cells.find(cell).norm is not None and cell.removesuffix("_norm") not in PLAIN
+
+
 def pytest_generate_tests(metafunc):
-    """`cell` alone: every cell; `cell` with `on`: every cell on every backend that has it."""
+    """`cell` alone: every cell; `cell` with `on`: every cell on every backend that has it.
+
+    Of a test marked `heavy`, the minor cells are left to `make test-all`.
+    """
     names = metafunc.fixturenames
     if "cell" in names and "on" in names:
-        pairs = [(cell, on) for on, cells in BACKENDS.items() for cell in cells]
-        ids = [f"{cell}-{on}" for cell, on in pairs]
+        heavy = metafunc.definition.get_closest_marker("heavy")
+        pairs = [
+            pytest.param(cell, on, marks=[pytest.mark.slow] if heavy and minor(cell) else [])
+            for on, cells in BACKENDS.items()
+            for cell in cells
+        ]
+        ids = [f"{pair.values[0]}-{pair.values[1]}" for pair in pairs]
         metafunc.parametrize(("cell", "on"), pairs, ids=ids, indirect=["on"])
     elif "cell" in names:
         metafunc.parametrize("cell", BACKENDS["reference"])

@@ -1,6 +1,7 @@
 """Which backend runs: chosen, forced or refused with every reason, and told to who asks."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -10,6 +11,9 @@ from layer_variants import VARIANTS, every_variant, leaves, plain_variant, randn
 
 import rnnkit
 from rnnkit import dispatch
+from rnnkit.cells import CELLS
+from rnnkit.ops.sequence import Inputs
+from rnnkit.triton.fit import choose_form
 
 T, B, I, H = 4, 2, 3, 5  # noqa: E741
 NAMES = tuple(dispatch.BACKENDS)
@@ -174,9 +178,35 @@ def test_explain_names_every_backend(capsys):
     for variant in VARIANTS:
         rnnkit.explain(variant.layer(I, H), randn(T, B, I), lengths=torch.tensor([4, 1]))
         first, *others = capsys.readouterr().out.splitlines()
+        others = [line for line in others if not line.startswith("  triton: one launch")]
         used = first.rsplit(": ", 1)[1]
         assert [line.split()[1].rstrip(":") for line in others] == [n for n in NAMES if n != used]
         assert all(len(line.split(": ", 1)[1]) > 10 for line in others)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@every_variant
+def test_explain_says_the_largest_size(variant, dtype, capsys):
+    """Of this variant and dtype: that size is launched once, and one more goes step by step."""
+    rnnkit.explain(variant.layer(I, H, dtype=dtype), randn(T, B, I, dtype=dtype))
+    note = next(v for v in capsys.readouterr().out.splitlines() if "one launch a sequence" in v)
+    sizes = [int(v) for v in re.findall(r"(\d+) (?:forward|backward)", note)]
+    assert len(sizes) == 2
+    for size, backward in zip(sizes, (False, True), strict=True):
+        assert size >= 16
+        for H_, resident in ((size, True), (size + 1, False)):
+            x = torch.empty(1, 1, 1, CELLS[variant.cell].gates, H_, dtype=dtype, device="meta")
+            inputs = Inputs(x, x, *[None] * 7, variant.cell, (False,))
+            assert choose_form(inputs, backward).resident == resident, (H_, backward)
+
+
+def test_a_norm_wider_than_a_tile_is_refused():
+    layer = rnnkit.LSTM(1, 2049, layer_norm=True)
+    with (
+        rnnkit.backend("triton"),
+        pytest.raises(RuntimeError, match=r"H = 2049: the norm in the step .* at most 2048"),
+    ):
+        layer(torch.zeros(1, 1, 1))
 
 
 def test_explain_changes_nothing():

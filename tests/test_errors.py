@@ -72,10 +72,134 @@ CONSTRUCTORS = {
     "no nonlinearity": ((LSTM, GRU, LSTMCell, GRUCell), built(nonlinearity="tanh"), Type, "nonl"),
     "unknown option": (BOTH, built(depth=2), Type, "unexpected keyword argument 'depth'"),
     "option int": ((GRU, GRUCell), built(reset_after=0), Type, "reset_after .*bool, got: int"),
-    "peephole": ((GRU, RNN, RNNCell), built(peephole=True), Value, "not support peephole=True"),
-    "reset_after": ((LSTM, RNN), built(reset_after=False), Value, "not support reset_after=F"),
+    "peephole": (
+        (*SINGLE, *SINGLE_CELLS),
+        built(peephole=True),
+        Value,
+        "(RNN|GRU).* not support peephole=True",
+    ),
+    "peephole 1": ((LSTM, LSTMCell), built(peephole=1), Type, "peephole .*bool, got: int"),
+    "reset_after": (
+        (LSTM, RNN, LSTMCell, RNNCell),
+        built(reset_after=False),
+        Value,
+        "(LSTM|RNN).* not support reset_after=False",
+    ),
     "integer dtype": (BOTH, built(dtype=torch.long), Runtime, "floating point"),
 }
+NAN = float("nan")
+# A message of every option that there is a number for.
+IN_01 = r"should be a number in range \[0, 1\), got"
+OPTIONS = {
+    "num_heads 2 of 5": (BOTH, built(num_heads=2), Value, "divide hidden_size.*=2 and.*=5"),
+    "num_heads 0": (BOTH, built(num_heads=0), Value, "num_heads must be greater.*got 0"),
+    "num_heads -1": (BOTH, built(num_heads=-1), Value, "num_heads must be greater.*got -1"),
+    "num_heads float": (BOTH, built(num_heads=5.0), Type, "num_heads .*int, got: float"),
+    "num_heads bool": (BOTH, built(num_heads=True), Type, "num_heads .*int, got: bool"),
+    "num_heads proj": (
+        PAIR,
+        built(num_heads=5, proj_size=2),
+        Value,
+        "num_heads does not go with proj_size.*num_heads=5 and proj_size=2",
+    ),
+    "zoneout 1.0": (BOTH, built(zoneout=1.0), Value, f"zoneout {IN_01} 1.0"),
+    "zoneout -0.1": (BOTH, built(zoneout=-0.1), Value, f"zoneout {IN_01} -0.1"),
+    "zoneout nan": (BOTH, built(zoneout=NAN), Value, f"zoneout {IN_01} nan"),
+    "zoneout str": (BOTH, built(zoneout="x"), Type, f"zoneout {IN_01}: 'x'"),
+    "zoneout no str": (BOTH, built(zoneout=""), Type, f"zoneout {IN_01}: ''"),
+    "zoneout True": (BOTH, built(zoneout=True), Type, f"zoneout {IN_01}: True"),
+    "zoneout None": (BOTH, built(zoneout=None), Type, f"zoneout {IN_01}: None"),
+    "zoneout tensor": (BOTH, built(zoneout=zeros(2)), Type, f"zoneout {IN_01}: tensor"),
+    "zoneout ()": (BOTH, built(zoneout=()), Type, rf"zoneout {IN_01}: \(\)"),
+    "zoneout second": ((LSTM, LSTMCell), built(zoneout=(0, 2)), Value, f"zoneout {IN_01} 2"),
+    "zoneout pair": (
+        (*SINGLE, *SINGLE_CELLS),
+        built(zoneout=(0, 0.1)),
+        Value,
+        r"zoneout: expected at most 1 rates, one for each state, got \(0, 0.1\)",
+    ),
+    "zoneout three": (
+        (LSTM, LSTMCell),
+        built(zoneout=[0, 0, 0.1]),
+        Value,
+        r"zoneout: expected at most 2 rates, one for each state, got \[0, 0, 0.1\]",
+    ),
+    "zoneout proj": (
+        PAIR,
+        built(zoneout=(0.1, 0.2), proj_size=2),
+        Value,
+        r"zoneout of h does not go with proj_size.*zoneout=\(0.1, 0.2\) and proj_size=2",
+    ),
+    "recurrent_dropout 1.0": (
+        LAYERS,
+        built(recurrent_dropout=1.0),
+        Value,
+        f"recurrent_dropout {IN_01} 1.0",
+    ),
+    "recurrent_dropout str": (
+        LAYERS,
+        built(recurrent_dropout="0.5"),
+        Type,
+        f"recurrent_dropout {IN_01}: '0.5'",
+    ),
+    "recurrent_dropout proj": (
+        PAIR,
+        built(recurrent_dropout=0.5, proj_size=2),
+        Value,
+        "recurrent_dropout does not go with proj_size.*recurrent_dropout=0.5 and proj_size=2",
+    ),
+    "weight_dropout 1.0": (LAYERS, built(weight_dropout=1.0), Value, f"weight_dropout {IN_01} 1.0"),
+    "weight_dropout -1": (LAYERS, built(weight_dropout=-1), Value, f"weight_dropout {IN_01} -1"),
+    "weight_dropout True": (LAYERS, built(weight_dropout=True), Type, f"weight_.* {IN_01}: True"),
+    "no dropout in a cell": (CELLS, built(recurrent_dropout=0.1), Type, "'recurrent_dropout'"),
+    "forget_bias": (
+        (RNN, GRU, RNNCell, GRUCell),
+        built(forget_bias=1.0),
+        Value,
+        "forget_bias needs an LSTM with bias=True, got kind '(gru|rnn_tanh)' and bias=True",
+    ),
+    "forget_bias no bias": (
+        (LSTM, LSTMCell),
+        built(forget_bias=1.0, bias=False),
+        Value,
+        "forget_bias needs an LSTM with bias=True, got kind 'lstm' and bias=False",
+    ),
+    "forget_bias nan": (BOTH, built(forget_bias=NAN), Value, "forget_bias .*finite.*got nan"),
+    "forget_bias str": (BOTH, built(forget_bias="1"), Type, "forget_bias .*finite.*got: '1'"),
+    "forget_bias True": (BOTH, built(forget_bias=True), Type, "forget_bias .*finite.*got: True"),
+    "layer_norm str": (BOTH, built(layer_norm="yes"), Type, "layer_norm .*NormOptions, got: str"),
+    "layer_norm None": (BOTH, built(layer_norm=None), Type, "layer_norm .*got: NoneType"),
+    "save_memory -1": (LAYERS, built(save_memory=-1), Value, "save_memory .*positive.*got -1"),
+    "save_memory float": (LAYERS, built(save_memory=2.5), Type, "save_memory .*int, got: float"),
+    "save_memory True": (LAYERS, built(save_memory=True), Type, "save_memory .*int, got: bool"),
+    "save_memory None": (LAYERS, built(save_memory=None), Type, "save_memory .*got: NoneType"),
+}
+# The options of a norm are refused by themselves, or by the layer that has no such form.
+NORMS = {
+    "eps 0": (BOTH, {"eps": 0}, Value, "eps should be a number greater than 0, got 0"),
+    "eps -1.0": (BOTH, {"eps": -1.0}, Value, "eps should be .* than 0, got -1.0"),
+    "eps inf": (BOTH, {"eps": float("inf")}, Value, "eps should be .* than 0, got inf"),
+    "eps nan": (BOTH, {"eps": NAN}, Value, "eps should be .* than 0, got nan"),
+    "eps str": (BOTH, {"eps": "1"}, Type, "eps should be .* than 0, got: '1'"),
+    "eps True": (BOTH, {"eps": True}, Type, "eps should be .* than 0, got: True"),
+    "per_gate 1": (BOTH, {"per_gate": 1}, Type, "per_gate should be of type bool, got: int"),
+    "carry None": (BOTH, {"carry": None}, Type, "carry should be of type bool, got: NoneType"),
+    "norm bias str": (BOTH, {"bias": "no"}, Type, "bias should be of type bool, got: str"),
+    "per_gate": ((RNN, RNNCell), {"per_gate": True}, Value, "RNN.* not support .*per_gate=True"),
+    "carry": (
+        (*SINGLE, *SINGLE_CELLS),
+        {"carry": True, "eps": 0.1},
+        Value,
+        "(RNN|GRU).* not support layer_norm=NormOptions.*carry=True",
+    ),
+}
+
+
+def normed(options):
+    return lambda layer: layer(I, H, layer_norm=rnnkit.NormOptions(**options))
+
+
+OPTIONS |= {name: (on, normed(options), *rest) for name, (on, options, *rest) in NORMS.items()}
 CALLS = {
     "input list": (LAYERS, refused(on=[1.0]), Type, "input should be a Tensor.*got.*list"),
     "input None": (BOTH, refused(on=None), Type, "input should be a.*got.*NoneType"),
@@ -96,6 +220,12 @@ CALLS = {
         refused(on=pack_sequence([zeros(T, 7)])),
         Runtime,
         "input.*Expected 3, got 7",
+    ),
+    "cell states": (
+        SINGLE,
+        refused(return_cell_states=True),
+        Value,
+        "return_cell_states: (RNN|GRU) has no cell state",
     ),
     "packed 1-D": (LAYERS, refused(on=pack_sequence([zeros(T)])), Runtime, "2 dim.*got 1"),
     "cell input 3-D": (CELLS, refused(on=X), Value, "input to be 1D or 2D, got 3D"),
@@ -168,7 +298,7 @@ RAGGED = {
 
 
 def rows():
-    table = CONSTRUCTORS | CALLS | STATES
+    table = CONSTRUCTORS | OPTIONS | CALLS | STATES
     table |= {name: (LAYERS, *row) for name, row in RAGGED.items()}
     for name, (layers, *rest) in table.items():
         for layer in layers:
@@ -197,6 +327,9 @@ def test_good_arguments_pass():
         layer(I, H)(X, hx, lengths=LONG, resets=zeros(T, B) > 0)
         layer(I, H)(ROW, hx_row, lengths=LONG[1], resets=zeros(T) > 0)
         layer(I, H)(PACKED, hx)
+    for layer in BOTH:
+        layer(I, H, num_heads=5, layer_norm=rnnkit.NormOptions(eps=0.1), zoneout=[0.1])
+    LSTM(I, H, proj_size=2, zoneout=(0, 0.1), forget_bias=0, weight_dropout=0, save_memory=0)
     for cell in CELLS:
         cell(I, H)(zeros(B, I), (S[0], S[0]) if cell is LSTMCell else S[0])
 

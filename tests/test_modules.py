@@ -238,3 +238,19 @@ def test_parameter_shared_by_two_layers(variant, on):
         assert WEIGHT.replace("l0", "l1") in module.state_dict()
     tensors = tensors_of(variant, rows=2)
     assert_same(run(pair[0], call, tensors, on), run(pair[1], call, tensors))
+
+
+@every_variant
+def test_deterministic_algorithms(variant):
+    """Nothing here refuses torch's strict mode, and two runs agree bit for bit."""
+    options = {"zoneout": 0.2, "recurrent_dropout": 0.1, "weight_dropout": 0.1, "num_heads": 2}
+    module = variant.layer(I, 4, 2, bidirectional=True, **options)
+    ragged = {"lengths": torch.tensor([2, T]), "resets": randn(T, 2, seed=3) > 0.5}
+
+    def seeded(module, x):
+        torch.manual_seed(3)
+        return module(x, **ragged)
+
+    torch.use_deterministic_algorithms(True)
+    first, second = (run(module, seeded, {"x": randn(T, 2, I)}) for _ in range(2))
+    assert_same(second, first, 0.0, 0.0)

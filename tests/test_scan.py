@@ -77,6 +77,7 @@ def test_gradcheck(cell, on, kind, device):
     assert torch.autograd.gradcheck(call, differentiable(inputs), fast_mode=True, nondet_tol=0.0)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("kind", ["tiny", slow("bidirectional_heads"), slow("all")])
 def test_gradgradcheck(cell, on, kind, device):
     inputs = sample(cell, ALL_KINDS[kind], device=device)
@@ -94,6 +95,7 @@ def permuted(value):
     return value.detach().mT.contiguous().mT.requires_grad_(value.requires_grad)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("kind", ["tiny", slow("plain"), slow("all")])
 @pytest.mark.parametrize("layout", [slow("dense"), "permuted"])
 def test_opcheck(cell, on, kind, layout, device):
@@ -111,6 +113,7 @@ def test_opcheck(cell, on, kind, layout, device):
         torch.library.opcheck(backward, (arriving[0], None, None, output, cells, *inputs))
 
 
+@pytest.mark.heavy
 def test_fullgraph(cell, on, device):
     torch.compiler.reset()  # the cases share their code, and only so many graphs are kept of one
     inputs = sample(cell, KINDS["all"], device=device)
@@ -123,6 +126,7 @@ def test_fullgraph(cell, on, device):
     assert_same(found, run(inputs, lambda v: scan(*v)), 1e-12)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("layout", ["sliced", "permuted", slow("expanded")])
 def test_strided_inputs(cell, on, layout, device):
     inputs = sample(cell, KINDS["all"], device=device)
