@@ -120,7 +120,7 @@ def measure(case: Case, form: fit.Form | None = None) -> dict[str, Any]:
     """Compiles one kernel: its form, registers, stack and shared memory in bytes."""
     launch = build(case, form)
     triton.runtime.driver.set_active(Driver(case.target))
-    arguments = (launch.tensors, launch.sizes, *launch.constants)
+    arguments = (launch.tensors, launch.sizes, 0, *launch.constants)
     kernel = launch.kernel.run(*arguments, grid=launch.grid, warmup=True, **launch.options)
     row: dict[str, Any] = case._asdict() | {
         "form": "resident" if launch.constants[2].RESIDENT.value else "stepwise",

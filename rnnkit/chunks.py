@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from . import dispatch
 from .functional import QUIET, Result, recurrent
 from .projection import Noise, Weights
 
@@ -40,11 +41,11 @@ def recurrent_in_chunks(steps: int) -> Callable[..., Result]:
             return recurrent(
                 input, state, weights, cell, reverse, lengths, resets, noise, return_cell_states
             )
-        heads, results = None if noise.dropout is None else noise.dropout.shape[1], []
+        results = []
         for k, back in enumerate(reverse):
             first = None if state is None else tuple(v[k : k + 1] for v in state)
             own = noise
-            if noise.dropout is not None and heads is not None:
+            if noise.dropout is not None:
                 own = noise._replace(dropout=noise.dropout.chunk(len(reverse), 1)[k])
             call = (weights[k : k + 1], cell, (back,), own, return_cell_states)
             results.append(direction(steps, input, first, lengths, resets, *call))
@@ -74,12 +75,21 @@ def direction(
     """One direction, in pieces of `steps` steps of natural time, the last perhaps shorter."""
 
     def piece(input: Tensor, lengths: Tensor | None, resets: Tensor | None, *state: Tensor) -> Any:
-        found = recurrent(
-            input, state or None, weights, cell, reverse, lengths, resets, noise, return_cell_states
-        )
+        with dispatch.forcing(forced):  # computed again, it must run where it ran at first
+            found = recurrent(
+                input,
+                state or None,
+                weights,
+                cell,
+                reverse,
+                lengths,
+                resets,
+                noise,
+                return_cell_states,
+            )
         return found.output, found.cells, *found.last
 
-    T, outputs, cells = input.shape[0], [], []
+    T, outputs, cells, forced = input.shape[0], [], [], dispatch.forced()
     starts = range(0, T, steps)
     for start in reversed(starts) if reverse[0] else starts:
         end = min(start + steps, T)

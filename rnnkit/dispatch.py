@@ -167,18 +167,28 @@ def check_name(name: str) -> str:
 
 
 @contextmanager
-def backend(name: str) -> Iterator[None]:
+def forcing(name: str | None) -> Iterator[None]:
+    """Forces a backend, or none."""
+    global _forced
+    before, _forced = _forced, name
+    try:
+        yield
+    finally:
+        _forced = before
+
+
+def forced() -> str | None:
+    """The backend that is forced now."""
+    return _forced
+
+
+def backend(name: str) -> AbstractContextManager[None]:
     """Runs everything inside on the named backend, or raises with every backend's reasons.
 
     Names: "torch" (torch.nn's own kernels), "triton", "reference". The environment variable
     RNNKIT_BACKEND does the same for a whole process. Backward passes count by when they run.
     """
-    global _forced
-    before, _forced = _forced, check_name(name)
-    try:
-        yield
-    finally:
-        _forced = before
+    return forcing(check_name(name))
 
 
 @contextmanager

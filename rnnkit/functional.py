@@ -58,7 +58,7 @@ def recurrent(
     """
     asked = extras(lengths, resets, noise, return_cell_states)
     if on_torch(input, state, weights, cell, reverse, asked):
-        output, last = torch_kernels.layer(input, state, weights, cell)
+        output, last = torch_kernels.layer(input, state, weights, cell, reverse)
         return Result(output, last, None)
     equations = find(cell)
     inputs, h0 = prepare(input, state, weights, equations, reverse, lengths, resets, noise)
@@ -138,7 +138,7 @@ def layer_problem(
         "torch.func transforms": torch._C._are_functorch_transforms_active(),
         "uniform autocast": dispatch.autocasts(input.device),
         "empty sequences": input.numel() == 0,
-        "a lone reversed direction": tuple(reverse) not in ((False,), (False, True)),
+        "such directions": tuple(reverse) not in ((False,), (True,), (False, True)),
     }
     leaves = (input, first.ih, first.hh, *(state or ()))
     T, B, _ = input.shape

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -75,6 +75,7 @@ def prepare(
     noise: Noise,
 ) -> tuple[Inputs, Tensor | None]:
     """The arguments of the scan, and the projected h0 if there is one."""
+    check_own(weights, cell)
     heads = weights[0].heads(cell)
     N = len(weights) * heads
     x, b = project(input, weights, cell, heads)
@@ -106,6 +107,17 @@ def prepare(
         inputs = inject(inputs, torch.stack([w.hh for w in weights]), h0)
     s0 = torch.stack(state).transpose(1, 2).unflatten(-1, (heads, -1)).flatten(2, 3)
     return inputs._replace(s0=s0.to(x.dtype)), h0
+
+
+def check_own(weights: Sequence[Weights], cell: Cell) -> None:
+    """Raises unless all weights bring the cell's own parameters."""
+    names = [parameter.name for parameter in cell.parameters]
+    for k, w in enumerate(weights):
+        if len(w.own) != len(names):
+            expected = f"{len(names)} ({', '.join(names)})" if names else "none"
+            raise ValueError(
+                f"weights[{k}].own: cell {cell.name!r} has {expected}, got {len(w.own)} tensors"
+            )
 
 
 def project(
@@ -149,7 +161,9 @@ def masks(x: Tensor, noise: Noise) -> Tensor | None:
         return None
     T, B, N, _, H = x.shape
     if noise.training:
-        drawn = [torch.rand(T, B, N, H, device=x.device) < rate for rate in noise.zoneout]
+        # In float32, whatever the default: coarser values would not have the rate.
+        kind: Any = {"dtype": torch.float32, "device": x.device}
+        drawn = [torch.rand(T, B, N, H, **kind) < rate for rate in noise.zoneout]
         return torch.stack(drawn, 3)
     rates = [x.new_full((1, H), rate) for rate in noise.zoneout]
     return torch.cat(rates).expand(T, B, N, -1, -1)
@@ -166,7 +180,8 @@ def inject(inputs: Inputs, hh: Tensor, h0: Tensor) -> Inputs:
     x, cell = inputs.x, inputs.equations
     steps = torch.arange(x.shape[0], device=x.device)[:, None, None]
     backward = backward_groups(inputs)
-    first = (steps == torch.where(backward, x.shape[0] - 1, 0)).expand(x.shape[:3])
+    ends = ((steps == x.shape[0] - 1) & backward) | ((steps == 0) & ~backward)
+    first = ends.expand(x.shape[:3])
     if inputs.lengths is not None and any(inputs.reverse):
         first = (first & ~backward) | starts(inputs)
     afresh = fresh(inputs)

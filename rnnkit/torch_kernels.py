@@ -43,9 +43,16 @@ def why_not(problem: Problem) -> str | None:
 
 
 def layer(
-    input: Tensor, state: Tensors | None, weights: Sequence[Weights], cell: str
+    input: Tensor,
+    state: Tensors | None,
+    weights: Sequence[Weights],
+    cell: str,
+    reverse: Sequence[bool],
 ) -> tuple[Tensor, Tensors]:
     """output (T, B, D * H) and the final states, each (D, B, H)."""
+    if tuple(reverse) == (True,):
+        output, last = layer(input.flip(0), state, weights, cell, (False,))
+        return output.flip(0), last
     first, D = weights[0], len(weights)
     state = start(input, input.shape[1], state, [weights], cell)
     if input.shape[0] == 1 and D == 1 and first.hr is None:

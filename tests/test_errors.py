@@ -334,6 +334,12 @@ def test_good_arguments_pass():
         cell(I, H)(zeros(B, I), (S[0], S[0]) if cell is LSTMCell else S[0])
 
 
+def test_missing_parameters_of_a_cell():
+    weights = [rnnkit.functional.Weights(zeros(4 * H, I), zeros(4 * H, H))]
+    with pytest.raises(ValueError, match=r"weights\[0\].own: .* has 1 \(weight_ph"):
+        rnnkit.functional.recurrent(X, None, weights, "lstm_peephole")
+
+
 def test_unknown_cell():
     weights = [rnnkit.functional.Weights(zeros(H, I), zeros(H, H))]
     with pytest.raises(ValueError, match=r"unknown cell 'lstn': expected one of .*lstm"):

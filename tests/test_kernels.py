@@ -43,9 +43,9 @@ def test_compiles_without_stack(target):
     assert all(0 < row["registers"] <= 512 for row in rows)
 
 
-@pytest.mark.parametrize("cell", ["lstm_norm", "lstm_peephole", "gru_norm", "gru_before"])
-def test_variants_compile_without_stack(cell):
-    check("--targets", "sm_90", "--cells", cell, "--dtypes", "bf16", "--sizes", "20", "128")
+@pytest.mark.parametrize("name", ["lstm_norm", "lstm_peephole", "gru_norm", "gru_before"])
+def test_variants_compile_without_stack(name):
+    check("--targets", "sm_90", "--cells", name, "--dtypes", "bf16", "--sizes", "20", "128")
 
 
 def test_toy_cell_compiles():

@@ -16,6 +16,8 @@ from layer_variants import (
     states,
 )
 
+import rnnkit
+
 T, B, I, H = 24, 3, 4, 8  # noqa: E741
 LOW = [torch.float, torch.half, torch.bfloat16]
 # Roundings that a value meets in one step: input, products, gates, state; in backward as many.
@@ -177,3 +179,13 @@ def test_dropout_only_between_layers(variant, on):
         output, first = double.train()(x)[0], leaves(double(x)[1])[0][0]
     assert (output != 0).double().mean() > 0.5 or "relu" in variant.cell
     torch.testing.assert_close(first, leaves(plain(x)[1])[0][0])
+
+
+@pytest.mark.parametrize("variant", [v for v in VARIANTS if "norm" in v.cell], ids=lambda v: v.cell)
+def test_norm_of_a_zero_state_in_half_precision(variant):
+    """Its slope is 1 / sqrt(eps), but a zero state adds nothing to the weights' gradient."""
+    module, x = variant.layer(I, H, dtype=torch.half), randn(T, B, I, dtype=torch.half)
+    with rnnkit.backend("reference"):
+        (module(x, resets=torch.arange(T)[:, None].expand(T, B) % 5 == 0)[0] * 500).sum().backward()
+    for name, parameter in module.named_parameters():
+        assert parameter.grad.isfinite().all(), name

@@ -23,6 +23,7 @@ from layer_variants import (
 )
 from torch.nn.utils.rnn import pack_padded_sequence
 
+import rnnkit
 from rnnkit.dispatch import recording
 
 T, B, I, H = 5, 4, 3, 6  # noqa: E741
@@ -322,3 +323,15 @@ def test_memory_is_less_in_smaller_pieces(variant):
     x = randn(256, B, I)
     kept = [saved_bytes(variant.layer(I, H, save_memory=k), x, layer_call()) for k in (128, 64, 32)]
     assert kept == sorted(kept)
+
+
+def test_a_backend_forced_in_forward_only():
+    """Backward computes the pieces again where they ran, not where it runs itself."""
+    layer, x = rnnkit.LSTM(I, H, save_memory=2, dtype=torch.double), randn(5, 2, I)
+    with rnnkit.backend("reference"):
+        output = layer(x)[0]
+    output.sum().backward()
+    found = layer.weight_hh_l0.grad.clone()
+    layer.zero_grad()
+    layer(x)[0].sum().backward()
+    close(found, layer.weight_hh_l0.grad, 1e-12, "weight_hh")

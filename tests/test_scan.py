@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from problems import KINDS, LARGER, TINY, differentiable, loop, sample, with_tensors
+from problems import KINDS, LARGER, TINY, Kind, differentiable, loop, sample, with_tensors
 
 import rnnkit
 from rnnkit.ops.scan import BATCH, STATES, scan
@@ -175,6 +175,27 @@ def test_nan_in_the_padding_stays_there(cell, on, device):
     x = inputs.x.detach().masked_fill(~live[..., None, None, None], float("nan")).requires_grad_()
     found = run(inputs._replace(x=x), lambda v: scan(*v))
     assert_same(found, run(inputs, lambda v: scan(*v)), 1e-12)
+
+
+def test_nan_in_the_padding_of_second_derivatives(cell, device):
+    inputs = sample(cell, KINDS["lengths"], device=device)
+    live = torch.arange(4, device=device)[:, None] < inputs.lengths[:, 0]
+    x = inputs.x.detach().masked_fill(~live[..., None, None, None], float("nan")).requires_grad_()
+    loss = scan(*inputs._replace(x=x))[0].square().sum()
+    (dw,) = torch.autograd.grad(loss, inputs.w, create_graph=True)
+    for name, value in zip(
+        "xw", torch.autograd.grad(dw.square().sum(), (x, inputs.w)), strict=True
+    ):
+        assert value.isfinite().all(), name
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16], ids=str)
+def test_lengths_of_a_small_dtype(dtype):
+    """T need not fit into the dtype of lengths."""
+    T = torch.iinfo(dtype).max + 1 if dtype != torch.int16 else 9
+    inputs = sample("rnn_tanh", Kind((False, True), lengths=(3, 5), sizes={"T": T, "B": 2, "H": 2}))
+    small = inputs._replace(lengths=inputs.lengths.to(dtype))
+    assert_same(run(small, lambda v: scan(*v)), run(inputs, lambda v: scan(*v)), 1e-12)
 
 
 def test_bitwise_repeatable_and_backward_twice(cell, on, device):

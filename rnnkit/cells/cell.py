@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -103,6 +103,7 @@ class Cell:
 
 
 CELLS: dict[str, Cell] = {}
+_with_eps: dict[str, Cell] = {}
 
 
 def register(cell: Cell) -> Cell:
@@ -131,11 +132,12 @@ def find(name: str) -> Cell:
         return CELLS[name]
     base, _, eps = name.partition("@")
     if base in CELLS and eps:
-        return with_eps(CELLS[base], eps)
+        if name not in _with_eps:
+            _with_eps[name] = with_eps(CELLS[base], eps)
+        return _with_eps[name]
     raise ValueError(f"unknown cell {name!r}: expected one of {', '.join(sorted(CELLS))}")
 
 
-@lru_cache
 def with_eps(cell: Cell, text: str) -> Cell:
     """The cell with another eps in its norms."""
     eps = float(text)

@@ -75,7 +75,8 @@ def norm_options(layer_norm: Any) -> NormOptions | None:
 
 def zoneout_rates(zoneout: Any, cell: Cell, proj_size: int) -> tuple[float, ...]:
     """The rate of every state, as far as any is not 0."""
-    rates = tuple(zoneout) if isinstance(zoneout, Sequence) else (zoneout,)
+    several = isinstance(zoneout, Sequence) and not isinstance(zoneout, str)
+    rates = tuple(zoneout) if several else (zoneout,)
     for rate in rates or (zoneout,):
         check_rate("zoneout", rate)
     if len(rates) > cell.states:

@@ -185,7 +185,8 @@ def enter_lengths(lengths: Any, input: Tensor, batched: bool) -> Tensor:
         low, high = (int(v) for v in lengths.aminmax())
         if low < 0 or high > T:
             raise ValueError(f"lengths: expected values in [0, T = {T}], got {low} to {high}")
-    return lengths.view(B).clamp(0, T).to(input.device, non_blocking=True)
+    # A small dtype may not hold T.
+    return lengths.view(B).long().clamp(0, T).to(input.device, non_blocking=True)
 
 
 def enter_resets(resets: Any, input: Tensor, batched: bool, batch_first: bool) -> Tensor:

@@ -30,9 +30,18 @@ def gradients(
     db = dr.new_zeros(inputs.w.shape[:2]) if inputs.b is None else dr.sum((0, 1)).flatten(1)
     if scale is not None:
         dx, dr, dp = through_norm(inputs, n, scale, dx, dr, dp)
-    gates = products(inputs)
-    dw = torch.cat([contract(dr[:, :, :, k], v) for k, v in zip(gates, q, strict=True)], 1)
+    pairs = [(dr[:, :, :, k], v) for k, v in zip(products(inputs), q, strict=True)]
+    if scale is not None and dr.dtype == torch.float16:
+        # The norm of a zero product has the slope 1 / sqrt(eps), with which float16 overflows; but
+        # what was fed nothing adds nothing.
+        pairs = [(v.masked_fill(~fed_any(k), 0), k) for v, k in pairs]
+    dw = torch.cat([contract(*pair) for pair in pairs], 1)
     return dx, dw, db, ds0, dp
+
+
+def fed_any(q: Tensor) -> Tensor:
+    """(..., N, 1, 1): where any of q's H units is not zero."""
+    return q.any(-1)[..., None, None]
 
 
 def through_norm(

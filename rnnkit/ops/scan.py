@@ -17,7 +17,7 @@ from ..reference import scan as reference
 from .allocate import allocate, allocate_gradients, empty_gradients
 from .check import check
 from .gradients import gradients
-from .sequence import Inputs
+from .sequence import Inputs, valid
 from .transforms import differentiable, fold, unfold
 
 # Where the group (or the batch) dimension of each argument stands: vmap folds into it.
@@ -192,6 +192,10 @@ def double_backward(ctx: Any, *arriving: Tensor | None) -> tuple[Tensor | None, 
         for i, value in zip(inner, values, strict=True):
             full[i] = value
         inputs = given(*full[5:], *ctx.static)
+        live = valid(inputs)
+        if live is not None:
+            # Padding may hold NaN, which the derivative of masking it afterwards would let through.
+            inputs = inputs._replace(x=inputs.x.masked_fill(~live[..., None, None], 0))
         if inputs.x.numel() == 0:
             found = empty_gradients(inputs, full[2])
         else:

@@ -136,4 +136,4 @@ def starts(inputs: Inputs) -> Tensor:
     assert inputs.lengths is not None
     T = inputs.x.shape[0]
     steps = torch.arange(T, device=inputs.x.device)[:, None, None]
-    return (steps == inputs.lengths.clamp(max=T) - 1) & backward_groups(inputs)
+    return (steps == inputs.lengths.long().clamp(max=T) - 1) & backward_groups(inputs)

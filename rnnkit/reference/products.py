@@ -83,7 +83,7 @@ def before_norm(
     if norm is None or gain is None or scale is None:
         return dr
     dn, dims = dr * part(gain, gates), 1 if norm.per_gate else 2
-    return normalise_vjp(part(n, gates), part(scale, gates), dn, dims)
+    return normalise_vjp(part(n, gates), part(scale, gates), dn, dims).to(dr.dtype)
 
 
 def fed(inputs: Inputs, x: Tensors, s: Tensors, n: Tensor) -> list[Tensor]:

@@ -52,9 +52,8 @@ class Backward(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """Steps first .. first + steps of T; strides of w: groups, inner units, outer units, gates."""
+    """A launch's steps of all T; strides of w: groups, inner units, outer units, gates."""
 
-    first: Any
     steps: Any
     T: Any
     B: Any
@@ -102,5 +101,4 @@ class Launch(NamedTuple):
 
     def go(self, first: int = 0, **tensors: Tensor) -> None:
         changed = self.tensors._replace(**tensors)
-        sizes = self.sizes._replace(first=first)
-        self.kernel[self.grid](changed, sizes, *self.constants, **self.options)
+        self.kernel[self.grid](changed, self.sizes, first, *self.constants, **self.options)

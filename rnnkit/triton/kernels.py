@@ -94,9 +94,9 @@ def product(q, weights, x, u, C: tl.constexpr):
     return normalise(out, u)[0] if C.NORM == TOGETHER else out
 
 
-@triton.jit
-def scan_kernel(a, z, STEP: tl.constexpr, INNER: tl.constexpr, C: tl.constexpr):
-    """The scan of `a: Forward` for steps first .. first + steps of `z: Sizes`."""
+@triton.jit(do_not_specialize=["first"])
+def scan_kernel(a, z, first, STEP: tl.constexpr, INNER: tl.constexpr, C: tl.constexpr):
+    """The scan of `a: Forward` for the steps from `first` on that `z: Sizes` says."""
     row, n, rows, cols, exists, real = place(z, C)
     mask, u = exists[:, None] & real[None, :], (real[None, :], z.H, C.EPS)
     base = row * z.N + n
@@ -107,7 +107,7 @@ def scan_kernel(a, z, STEP: tl.constexpr, INNER: tl.constexpr, C: tl.constexpr):
     bias = load(a.b, n * C.G * z.H + cols, real, 0 if a.b is None else C.G, z.H, C.DTYPE)
     gain = load(a.gain, n * C.G * z.H + cols, real, C.G if C.NORM else 0, z.H, C.DTYPE)
     weights = resident_weights(a.w, z, n, cols, C)
-    for k in tl.range(z.first, z.first + z.steps, disable_licm=C.STREAM):
+    for k in tl.range(first, first + z.steps, disable_licm=C.STREAM):
         t = time(k, n, z, C)
         x_t = strided(a.x, z.x, t, row, n, rows, cols, mask, C.G, C.DTYPE)
         share = strided(a.m, z.m, t, row, n, rows, cols, mask, C.E, C.DTYPE)
@@ -199,9 +199,9 @@ def through_products(
     return dx, dr, (dh,) + old[1:]
 
 
-@triton.jit
-def scan_backward_kernel(a, z, VJP: tl.constexpr, INNER: tl.constexpr, C: tl.constexpr):
-    """The backward of `a: Backward` for steps first + steps - 1 down to first of `z: Sizes`."""
+@triton.jit(do_not_specialize=["first"])
+def scan_backward_kernel(a, z, first, VJP: tl.constexpr, INNER: tl.constexpr, C: tl.constexpr):
+    """The backward of `a: Backward` for the same steps, the last one first."""
     row, n, rows, cols, exists, real = place(z, C)
     mask, u = exists[:, None] & real[None, :], (real[None, :], z.H, C.EPS)
     base = row * z.N + n
@@ -216,7 +216,7 @@ def scan_backward_kernel(a, z, VJP: tl.constexpr, INNER: tl.constexpr, C: tl.con
     dp_sum = load(dp, cols, real, C.P, z.H, C.DTYPE)
     weights = resident_weights(a.w, z, n, cols, C)
     for i in tl.range(z.steps, disable_licm=C.STREAM):
-        t = time(z.first + z.steps - 1 - i, n, z, C)
+        t = time(first + z.steps - 1 - i, n, z, C)
         n_t = load(a.r + t * plane * C.G + gates, gate_at, mask, C.G, z.H, C.DTYPE)
         r_t = affine(n_t, gain, bias)
         x_t = nothing(r_t)

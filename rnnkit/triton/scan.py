@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 # What the second dimension of a grid takes.
 MOST_GROUPS = 65535
-# The kernels compute offsets within a tile of rows in 32 bits.
-LONGEST_STRIDE = 2**31 // 64
+# The kernels compute offsets within a tile of at most 128 rows in 32 bits.
+LONGEST_STRIDE = 2**31 // 128
 # The columns of one program's tiles.
 WIDEST = 2048
 
@@ -67,7 +67,7 @@ def sizes_of(inputs: Inputs, form: Form, w_strides: tuple[int, ...]) -> Sizes:
     x, m = inputs.x, inputs.m
     T, B, N, _, H = x.shape
     m_strides = (0,) * 4 if m is None else m.stride()[:4]
-    return Sizes(0, T if form.resident else 1, T, B, N, H, x.stride()[:4], m_strides, w_strides)
+    return Sizes(T if form.resident else 1, T, B, N, H, x.stride()[:4], m_strides, w_strides)
 
 
 def static_of(inputs: Inputs, form: Form) -> Static:

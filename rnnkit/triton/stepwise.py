@@ -37,7 +37,7 @@ def backward(inputs: Inputs, launch: Launch, n: Tensor, scale: Tensor | None) ->
     """The backward scan a step at a time: the gates, then the products."""
     tensors, ds = launch.tensors, launch.tensors.ds0
     afresh, live, cell = fresh(inputs), valid(inputs), inputs.equations
-    hidden = None if live is None or cell.inner is None else ~live
+    hidden = None if live is None else ~live
     gradients = (tensors.dx,) if tensors.dr is None else (tensors.dx, tensors.dr)
 
     def at(v: Tensor | None, k: int) -> Tensor | None:
