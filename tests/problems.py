@@ -37,7 +37,7 @@ KINDS = {
 # Every feature at once, as small as it can be: for checks that evaluate a scan many times.
 TINY = Kind((False, True), 1, (2, 1), True, True, True, sizes={"T": 2, "B": 2, "H": 3})
 LARGER = {
-    "two_tiles": Kind(lengths=(0, 3) * 9, resets=True, sizes={"T": 3, "B": 18, "H": 17}),
+    "two_tiles": Kind(lengths=(0, 3) * 9, resets=True, sizes={"T": 3, "B": 18, "H": 37}),
     "batch": Kind((False, True), 1, (2, 0) * 17, True, True, True, sizes={"T": 2, "B": 34, "H": 7}),
     "wide": Kind((False, True), 1, (3, 2), zoneout=True, sizes={"T": 3, "B": 2, "H": 133}),
 }
