@@ -5,6 +5,8 @@ EPOCHS ?= 20
 SEEDS ?= 1
 OUT ?= build/gpu
 BIN := $(VENV)/bin
+# A process a core, since each test computes on one.
+PARALLEL := -n auto --maxprocesses 4
 # The pair the project is tested with; pyproject.toml says what it supports.
 PINS := torch==2.13.0 triton==3.7.1
 
@@ -21,10 +23,10 @@ demo: $(VENV)/ready
 	$(BIN)/python examples/forecasting.py --epochs $(EPOCHS) --seeds $(SEEDS)
 
 test: $(VENV)/ready
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow"
 
 test-all: $(VENV)/ready
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 check: $(VENV)/ready
 	$(BIN)/ruff check .

@@ -36,21 +36,22 @@ BACKENDS = {
 }
 
 
-def minor(cell):
-    """Whether a cell is a variant of a variant, most of whose tests repeat another's."""
-    return rnnkit.cells.find(cell).norm is not None and cell.removesuffix("_norm") not in PLAIN
+def minor(cell, on):
+    """Whether a cell is a variant of a variant, or the form another's, so that tests repeat."""
+    norm = rnnkit.cells.find(cell).norm
+    return on == "stepwise" or (norm is not None and cell.removesuffix("_norm") not in PLAIN)
 
 
 def pytest_generate_tests(metafunc):
     """`cell` alone: every cell; `cell` with `on`: every cell on every backend that has it.
 
-    Of a test marked `heavy`, the minor cells are left to `make test-all`.
+    Of a test marked `heavy`, the minor pairs are left to `make test-all`.
     """
     names = metafunc.fixturenames
     if "cell" in names and "on" in names:
         heavy = metafunc.definition.get_closest_marker("heavy")
         pairs = [
-            pytest.param(cell, on, marks=[pytest.mark.slow] if heavy and minor(cell) else [])
+            pytest.param(cell, on, marks=[pytest.mark.slow] if heavy and minor(cell, on) else [])
             for on, cells in BACKENDS.items()
             for cell in cells
         ]

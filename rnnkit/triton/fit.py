@@ -104,7 +104,9 @@ def choose_form(inputs: Inputs, backward: bool, limit: int | None = None, amd: b
     # then spills; a recurrent program has a processor to itself. Only where H is no multiple of 16,
     # so that single elements are loaded, does it treat a large kernel better left alone.
     light = H % 16 == 0 or cell.gates * columns * dtype.itemsize <= 768
-    alone = dtype.itemsize > 2 and featured(inputs) and (wide or peephole(cell))
+    single = dtype.itemsize > 2
+    alone = single or (backward and cell.norm is None and cell.gates == 3)
+    alone = featured(inputs) and ((wide and alone) or (single and peephole(cell)))
     registers = most if light and not alone else None
     return Form(True, ROWS, columns, warps, wide, registers, 1 if crowded else depths[0])
 
