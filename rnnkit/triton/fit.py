@@ -135,12 +135,14 @@ def spills(inputs: Inputs, backward: bool, columns: int) -> bool:
     cell, more, ragged = inputs.equations, featured(inputs), inputs.x.shape[-1] % 16 > 0
     wide, single, norm = columns > 64, inputs.x.dtype.itemsize > 2, cell.norm
     several = norm is not None and cell.gates > 1
-    crowded = cell.normalises and norm is not None and (norm.per_gate or peephole(cell))
+    crowded = peephole(cell) or (cell.normalises and norm is not None and norm.per_gate)
     if not backward:
-        return wide and ragged and (several or more) and (cell.gates > 3 or (more and single))
+        large = cell.gates > 3 or (more and single)
+        return wide and ragged and large and (several or more or peephole(cell))
     if wide:
-        large = several and (ragged or crowded or (more and (single or cell.normalises)))
-        return large or (peephole(cell) and (ragged or more))
+        return (several and (ragged or crowded or more)) or (peephole(cell) and (ragged or more))
+    if more and single and ragged and (cell.normalises or peephole(cell)):
+        return True
     return crowded and more and (columns > 32 or (single and peephole(cell)))
 
 
