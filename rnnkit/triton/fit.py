@@ -136,11 +136,12 @@ def spills(inputs: Inputs, backward: bool, columns: int) -> bool:
     wide, single, norm = columns > 64, inputs.x.dtype.itemsize > 2, cell.norm
     several = norm is not None and cell.gates > 1
     crowded = peephole(cell) or (cell.normalises and norm is not None and norm.per_gate)
+    if wide and ragged and cell.gates > 3 and (more or several or peephole(cell)):
+        return True
     if not backward:
-        large = cell.gates > 3 or (more and single)
-        return wide and ragged and large and (several or more or peephole(cell))
+        return wide and ragged and more and single
     if wide:
-        return (several and (ragged or crowded or more)) or (peephole(cell) and (ragged or more))
+        return (several and (ragged or crowded or more)) or (peephole(cell) and more)
     if more and single and ragged and (cell.normalises or peephole(cell)):
         return True
     return crowded and more and (columns > 32 or (single and peephole(cell)))
