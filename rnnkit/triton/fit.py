@@ -135,7 +135,8 @@ def spills(inputs: Inputs, backward: bool, columns: int) -> bool:
     cell, more, ragged = inputs.equations, featured(inputs), inputs.x.shape[-1] % 16 > 0
     wide, single, norm = columns > 64, inputs.x.dtype.itemsize > 2, cell.norm
     several = norm is not None and cell.gates > 1
-    crowded = peephole(cell) or (cell.normalises and norm is not None and norm.per_gate)
+    per_gate = norm is not None and norm.per_gate
+    crowded = peephole(cell) or (cell.normalises and (per_gate or single))
     if wide and ragged and cell.gates > 3 and (more or several or peephole(cell)):
         return True
     if not backward:
