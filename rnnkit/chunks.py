@@ -6,7 +6,7 @@ backward is the state at the border of every piece, and the rest is computed aga
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,50 +14,47 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from . import dispatch
-from .functional import QUIET, Result, recurrent
+from .functional import Result, recurrent
 from .projection import Noise, Weights
 
 State = tuple[Tensor, ...] | None
 
 
-def recurrent_in_chunks(steps: int) -> Callable[..., Result]:
+def recurrent_in_chunks(
+    steps: int,
+    input: Tensor,
+    state: State,
+    weights: Sequence[Weights],
+    cell: str,
+    reverse: Sequence[bool],
+    lengths: Tensor | None,
+    resets: Tensor | None,
+    noise: Noise,
+    return_cell_states: bool,
+) -> Result:
     """`functional.recurrent` that saves states every `steps` steps only."""
-
-    def run(
-        input: Tensor,
-        state: State,
-        weights: Sequence[Weights],
-        cell: str,
-        reverse: Sequence[bool] = (False,),
-        lengths: Tensor | None = None,
-        resets: Tensor | None = None,
-        noise: Noise = QUIET,
-        return_cell_states: bool = False,
-    ) -> Result:
-        # torch.func refuses what checkpointing is made of; and in a compiled graph there would be
-        # one part for every piece, and another graph for every T.
-        whole = torch._C._are_functorch_transforms_active() or torch.compiler.is_compiling()
-        if whole or input.shape[0] <= steps or not torch.is_grad_enabled():
-            return recurrent(
-                input, state, weights, cell, reverse, lengths, resets, noise, return_cell_states
-            )
-        results = []
-        for k, back in enumerate(reverse):
-            first = None if state is None else tuple(v[k : k + 1] for v in state)
-            own = noise
-            if noise.dropout is not None:
-                own = noise._replace(dropout=noise.dropout.chunk(len(reverse), 1)[k])
-            call = (weights[k : k + 1], cell, (back,), own, return_cell_states)
-            results.append(direction(steps, input, first, lengths, resets, *call))
-        outputs, lasts, cells = zip(*results, strict=True)
-        shown = [v for v in cells if v is not None]
-        return Result(
-            torch.cat(outputs, -1),
-            tuple(map(torch.cat, zip(*lasts, strict=True))),
-            torch.cat(shown, -1) if shown else None,
+    # torch.func refuses what checkpointing is made of; and in a compiled graph there would be one
+    # part for every piece, and another graph for every T.
+    whole = torch._C._are_functorch_transforms_active() or torch.compiler.is_compiling()
+    if whole or input.shape[0] <= steps or not torch.is_grad_enabled():
+        return recurrent(
+            input, state, weights, cell, reverse, lengths, resets, noise, return_cell_states
         )
-
-    return run
+    results = []
+    for k, back in enumerate(reverse):
+        first = None if state is None else tuple(v[k : k + 1] for v in state)
+        own = noise
+        if noise.dropout is not None:
+            own = noise._replace(dropout=noise.dropout.chunk(len(reverse), 1)[k])
+        call = (weights[k : k + 1], cell, (back,), own, return_cell_states)
+        results.append(direction(steps, input, first, lengths, resets, *call))
+    outputs, lasts, cells = zip(*results, strict=True)
+    shown = [v for v in cells if v is not None]
+    return Result(
+        torch.cat(outputs, -1),
+        tuple(map(torch.cat, zip(*lasts, strict=True))),
+        torch.cat(shown, -1) if shown else None,
+    )
 
 
 def direction(

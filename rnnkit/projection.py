@@ -111,9 +111,9 @@ def prepare(
 
 def check_own(weights: Sequence[Weights], cell: Cell) -> None:
     """Raises unless all weights bring the cell's own parameters."""
-    names = [parameter.name for parameter in cell.parameters]
     for k, w in enumerate(weights):
-        if len(w.own) != len(names):
+        if len(w.own) != len(cell.parameters):
+            names = [parameter.name for parameter in cell.parameters]
             expected = f"{len(names)} ({', '.join(names)})" if names else "none"
             raise ValueError(
                 f"weights[{k}].own: cell {cell.name!r} has {expected}, got {len(w.own)} tensors"

@@ -15,6 +15,7 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 import pytest
 import torch
 import toy_cell
+from layer_variants import minor
 
 import rnnkit
 import rnnkit.triton.cells
@@ -27,7 +28,6 @@ torch.set_num_threads(1)
 # The error model of the tests is that of IEEE arithmetic; TF32 is torch.nn's default on a GPU.
 torch.backends.cudnn.allow_tf32 = False
 
-PLAIN = ("rnn_tanh", "rnn_relu", "lstm", "gru")
 TRITON = sorted(c for c in rnnkit.cells.CELLS if rnnkit.triton.cells.equations(c))
 BACKENDS = {
     "reference": sorted(rnnkit.cells.CELLS),
@@ -36,10 +36,9 @@ BACKENDS = {
 }
 
 
-def minor(cell, on):
-    """Whether a cell is a variant of a variant, or the form another's, so that tests repeat."""
-    norm = rnnkit.cells.find(cell).norm
-    return on == "stepwise" or (norm is not None and cell.removesuffix("_norm") not in PLAIN)
+def repeats(cell, on):
+    """Whether most of what a test shows is shown by another cell, or another form of the scan."""
+    return on == "stepwise" or minor(cell)
 
 
 def pytest_generate_tests(metafunc):
@@ -51,7 +50,7 @@ def pytest_generate_tests(metafunc):
     if "cell" in names and "on" in names:
         heavy = metafunc.definition.get_closest_marker("heavy")
         pairs = [
-            pytest.param(cell, on, marks=[pytest.mark.slow] if heavy and minor(cell, on) else [])
+            pytest.param(cell, on, marks=[pytest.mark.slow] if heavy and repeats(cell, on) else [])
             for on, cells in BACKENDS.items()
             for cell in cells
         ]

@@ -24,6 +24,11 @@ KINDS = {
 ON = ("default", "reference")
 
 
+def minor(cell: str) -> bool:
+    """Whether a cell is a variant of a variant, so that its tests repeat most of another's."""
+    return CELLS[cell].norm is not None and cell.removesuffix("_norm") not in KINDS
+
+
 @dataclass(frozen=True)
 class Variant:
     """A layer of one registered cell: the class's family, and the arguments that give that cell."""
@@ -35,7 +40,7 @@ class Variant:
     @property
     def minor(self) -> bool:
         """Whether it is a variant of a variant: its tests repeat most of another's."""
-        return isinstance(self.options.get("layer_norm"), NormOptions) or len(self.options) > 1
+        return minor(self.cell)
 
     def layer(self, *args: Any, dtype: Any = torch.double, **kwargs: Any) -> Any:
         return self.make(rnnkit, self.family, *args, dtype=dtype, **kwargs)

@@ -1,6 +1,7 @@
 """Initial values: the forget gate's bias, and a model drawn as Keras draws its layers."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from layer_variants import every_variant
 from torch import nn
 
 import rnnkit
+from rnnkit.cells import CELLS, Parameter
 from rnnkit.init import keras_
 
 I, H = 5, 12  # noqa: E741
@@ -176,3 +178,10 @@ def test_keras_in_half_precision(family):
     module = keras_(getattr(rnnkit, family)(I, H, dtype=torch.bfloat16))
     gram = module.weight_hh_l0.float().mT @ module.weight_hh_l0.float()
     torch.testing.assert_close(gram, torch.eye(H), atol=0.05, rtol=0)
+
+
+def test_a_cell_says_how_its_parameters_begin(monkeypatch):
+    cell = CELLS["lstm_peephole"]
+    filled = replace(cell, parameters=(Parameter("weight_ph", rows=3, fill=0.25),))
+    monkeypatch.setitem(CELLS, "lstm_peephole", filled)
+    assert (rnnkit.LSTM(2, 3, peephole=True).weight_ph_l0 == 0.25).all()

@@ -66,8 +66,6 @@ class Gated(nn.Module):
         shown = []
         for name, default in defaults.items():
             value = getattr(self, name)
-            if isinstance(default, tuple):
-                default = default[0]
             if value != default:
                 shown.append(f"{name}={True if value == NormOptions() else value}")
         return shown
@@ -113,7 +111,8 @@ class Gated(nn.Module):
         # A norm without a bias lacks only norm_c_bias of these.
         found = [get(p.name) for p in self.equations.parameters]
         own = tuple(ih.new_zeros(self.hidden_size) if v is None else v for v in found)
-        norm_bias = get("norm_bias") if get("norm_bias") is not None else get("norm_hh_bias")
+        norm = self.equations.norm
+        norm_bias = get("norm_bias" if norm is not None and norm.of_sum else "norm_hh_bias")
         return Weights(
             ih,
             hh,
@@ -133,14 +132,20 @@ class Gated(nn.Module):
         up to it.
         """
         bound, H = 1.0 / math.sqrt(self.hidden_size), self.hidden_size
+        fills = {p.name: p.fill for p in self.equations.parameters} | NORM_FILLS
         for name, value in self.named_parameters():
-            if name.startswith("norm_"):
-                nn.init.constant_(value, 0.0 if is_norm_bias(name) else 1.0)
-            else:
+            fill = next((f for own, f in fills.items() if name.startswith(own)), None)
+            if fill is None:
                 nn.init.uniform_(value, -bound, bound)
+            else:
+                nn.init.constant_(value, fill)
             if self.forget_bias is not None and name.startswith("bias_"):
                 start = self.forget_bias if name.startswith("bias_ih") else 0.0
                 nn.init.constant_(value[H : 2 * H], start)
+
+
+# What a norm outside the cell's equations begins with.
+NORM_FILLS = {"norm_ih_weight": 1.0, "norm_ih_bias": 0.0, "norm_hh_bias": 0.0, "norm_bias": 0.0}
 
 
 def is_norm_bias(name: str) -> bool:

@@ -44,12 +44,8 @@ class NormOptions:
         return "norm" + "_gates" * self.per_gate + "_carry" * self.carry
 
 
-# The options that change a cell's equations: the default, and what another value adds to the name.
-OPTIONS = {
-    "peephole": (False, "peephole"),
-    "reset_after": (True, "before"),
-    "layer_norm": (None, "norm"),
-}
+# The options that change a cell's equations, with their defaults.
+OPTIONS = {"peephole": False, "reset_after": True, "layer_norm": None}
 
 
 def cell_name(kind: str, peephole: bool, reset_after: bool, norm: NormOptions | None) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numbers
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -186,7 +187,8 @@ class Recurrent(Gated):
             if found is not None:
                 return sequences.leave(self, call, *found)
         output, finals, D, cells = call.input, [], len(self.reverse), None
-        run = recurrent_in_chunks(self.save_memory) if self.save_memory else recurrent
+        pieces = partial(recurrent_in_chunks, self.save_memory)
+        run = pieces if self.save_memory else recurrent
         for layer, directions in enumerate(weights):
             state = call.state and tuple(v[layer * D : (layer + 1) * D] for v in call.state)
             output, last, cells = run(

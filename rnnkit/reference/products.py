@@ -29,6 +29,12 @@ def part(v: Tensor, gates: slice) -> Tensor:
     return v[..., gates, :]
 
 
+def rows(inputs: Inputs, gates: slice) -> slice:
+    """The rows of w and b that serve some gates."""
+    H = inputs.w.shape[-1]
+    return slice(gates.start * H, gates.stop * H)
+
+
 def recurrent_gates(
     inputs: Inputs, x: Tensors, s: Tensors, product: Product = product
 ) -> tuple[Tensor, Tensor | None]:
@@ -51,11 +57,10 @@ def of_product(
     inputs: Inputs, q: Tensor, x: Tensors, gates: slice, product: Product
 ) -> tuple[Tensor, Tensor | None]:
     """`recurrent_gates` of the gates that one product with q serves."""
-    cell, b, H = inputs.equations, inputs.b, inputs.w.shape[-1]
-    rows = slice(gates.start * H, gates.stop * H)
+    cell, b, here = inputs.equations, inputs.b, rows(inputs, gates)
     q = q if inputs.d is None else q * inputs.d
-    bias = None if b is None or cell.norm else b[:, rows]
-    v = product(q, inputs.w[:, rows], bias).unflatten(-1, (-1, H))
+    bias = None if b is None or cell.norm else b[:, here]
+    v = product(q, inputs.w[:, here], bias).unflatten(-1, (-1, inputs.w.shape[-1]))
     if cell.norm is None:
         return v, None
     if cell.norm.of_sum:
@@ -109,12 +114,11 @@ def through_products(
     ds: Tensors,
 ) -> tuple[Tensors, Tensors, Tensors]:
     """dx, dr and ds of one step, given what they get from the cell alone."""
-    inner, late, H = inputs.equations.inner, inputs.late, inputs.w.shape[-1]
+    inner, late = inputs.equations.inner, inputs.late
 
     def through(dr: Tensors, gates: slice) -> Tensor:
         dv = before_norm(inputs, torch.stack(dr, -2), n, scale, gates).flatten(-2)
-        rows = slice(gates.start * H, gates.stop * H)
-        dq = product(dv, inputs.w[:, rows].mT, None)
+        dq = product(dv, inputs.w[:, rows(inputs, gates)].mT, None)
         return dq if inputs.d is None else dq * inputs.d
 
     early = products(inputs)[0]

@@ -90,8 +90,8 @@ def choose_form(inputs: Inputs, backward: bool, limit: int | None = None, amd: b
     most = None if amd or INTERPRETED else 255
     # Triton's compiler fails on some float64 products of tiles, so those are torch's.
     compiled_double = dtype == torch.float64 and not INTERPRETED
-    crowded = backward and cell.norm is not None and cell.gates > 1
-    crowded |= backward and peephole(cell) and dtype.itemsize > 2 and featured(inputs)
+    shallow = backward and cell.norm is not None and cell.gates > 1
+    shallow |= backward and peephole(cell) and dtype.itemsize > 2 and featured(inputs)
     depths = [n for n in (STAGES, 1) if need(inputs, columns, backward, n) <= limit]
     # The interpreter has no registers to spill, so that tests reach the resident form of all.
     spilling = spills(inputs, backward, columns) and not INTERPRETED
@@ -100,7 +100,7 @@ def choose_form(inputs: Inputs, backward: bool, limit: int | None = None, amd: b
         width = columns if cell.normalises else min(columns, 128)
         rows, warps = max(1, min(4, 1024 // width)), 4 if width <= 1024 else 8
         return Form(False, rows, width, warps, registers=most)
-    few = 64 if amd else 32 if dtype.itemsize == 2 and not crowded else 16
+    few = 64 if amd else 32 if dtype.itemsize == 2 and not shallow else 16
     warps, wide = 4 if columns <= few else 8, columns > 64
     # The compiler limits a kernel's registers, so that several programs run on one processor, and
     # then spills; a recurrent program has a processor to itself. Only where H is no multiple of 16,
@@ -110,7 +110,7 @@ def choose_form(inputs: Inputs, backward: bool, limit: int | None = None, amd: b
     alone = single or (backward and cell.norm is None and cell.gates == 3)
     alone = featured(inputs) and ((wide and alone) or (single and peephole(cell)))
     registers = most if light and not alone else None
-    return Form(True, ROWS, columns, warps, wide, registers, 1 if crowded else depths[0])
+    return Form(True, ROWS, columns, warps, wide, registers, 1 if shallow else depths[0])
 
 
 def largest(cell: str, dtype: torch.dtype, device: torch.device, more: bool, backward: bool) -> int:

@@ -37,7 +37,8 @@ def backward(inputs: Inputs, launch: Launch, n: Tensor, scale: Tensor | None) ->
     """The backward scan a step at a time: the gates, then the products."""
     tensors, ds = launch.tensors, launch.tensors.ds0
     afresh, live, cell = fresh(inputs), valid(inputs), inputs.equations
-    hidden = None if live is None else ~live
+    padding = None if live is None else ~live
+    parted = padding if afresh is None else afresh if padding is None else afresh | padding
     gradients = (tensors.dx,) if tensors.dr is None else (tensors.dx, tensors.dr)
 
     def at(v: Tensor | None, k: int) -> Tensor | None:
@@ -52,10 +53,10 @@ def backward(inputs: Inputs, launch: Launch, n: Tensor, scale: Tensor | None) ->
         n_k: Any = at(n, k) if cell.norm is not None or cell.inner is not None else None
         dx, dr, more = through_products(inputs, x, n_k, at(scale, k), s, dx, dr, zero)
         for v, new in zip(gradients if cell.inner is not None else (), (dx, dr), strict=False):
-            put_step(v, inputs.reverse, k, hide(torch.stack(new, 2), at(hidden, k)))
+            put_step(v, inputs.reverse, k, hide(torch.stack(new, 2), at(padding, k)))
         for v, new in zip(ds, more, strict=True):
             if isinstance(new, Tensor):
-                v += hide(hide(new, at(afresh, k)), at(hidden, k))
+                v += hide(new, at(parted, k))
 
 
 def entered(inputs: Inputs, prev: Tensor, k: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
