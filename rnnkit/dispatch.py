@@ -17,22 +17,41 @@ from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
 import torch
+from torch import Tensor
 from torch.autograd import forward_ad
 
 from .ops.sequence import Inputs
 
 __all__ = ["BACKENDS", "Decision", "Problem", "backend", "choose", "explain", "recording"]
 
-# In the order of preference: name and module.
+# In the order of preference: name and package, with a module for each operator.
 BACKENDS = {
     "torch": "rnnkit.torch_kernels",
-    "triton": "rnnkit.triton.scan",
-    "reference": "rnnkit.reference.scan",
+    "triton": "rnnkit.triton",
+    "reference": "rnnkit.reference",
 }
 
 
+class Asked(Protocol):
+    """What a problem of any operator tells dispatch; hashable, and str() describes it.
+
+    operator: the operator's name, and that of its module in each backend.
+    extras: what only a layer knows, None for a bare call of the operator.
+    """
+
+    @property
+    def operator(self) -> str: ...
+    @property
+    def dtype(self) -> torch.dtype: ...
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def extras(self) -> tuple[str, ...] | None: ...
+    def __hash__(self) -> int: ...
+
+
 class Problem(NamedTuple):
-    """All that decides which backend runs: sizes, dtype, device, and whether a gradient is asked.
+    """All that decides where a scan runs: sizes, dtype, device, and whether a gradient is asked.
 
     forward_mode: whether tangents may come with the inputs (torch.func.jvp, dual numbers).
     extras: what only a layer knows ("lengths", "resets", ...); for a bare scan they are None, and
@@ -51,14 +70,41 @@ class Problem(NamedTuple):
     forward_mode: bool = False
     extras: tuple[str, ...] | None = None
 
+    @property
+    def operator(self) -> str:
+        return "scan"
+
     def __str__(self) -> str:
         kind = str(self.dtype).removeprefix("torch.")
         sizes = f"T={self.T} B={self.B} N={self.N} H={self.H}"
         return f"{self.cell} {sizes} {kind} on {self.device}"
 
 
+class LayerProblem(NamedTuple):
+    """The same of an operator that is parallel in time.
+
+    sizes: what the operator's why_not asks for, by name.
+    extras: () for a layer's call, None for a bare call of the operator.
+    """
+
+    operator: str
+    sizes: tuple[tuple[str, int], ...]
+    activation: str | None
+    dtype: torch.dtype
+    device: torch.device
+    backward: bool = False
+    forward_mode: bool = False
+    extras: tuple[str, ...] | None = None
+
+    def __str__(self) -> str:
+        kind = str(self.dtype).removeprefix("torch.")
+        sizes = " ".join(f"{name}={value}" for name, value in self.sizes)
+        named = "" if self.activation is None else f" {self.activation}"
+        return f"{self.operator} {sizes}{named} {kind} on {self.device}"
+
+
 class Backend(Protocol):
-    """A module with these functions; `reference.scan` documents shapes."""
+    """A backend's module for the scan; other operators' have their two functions likewise."""
 
     def scan(self, inputs: Inputs) -> Any: ...
 
@@ -73,7 +119,7 @@ class Backend(Protocol):
 class Decision:
     """Which backend runs a problem, and the reasons of those that come before it."""
 
-    problem: Problem
+    problem: Any
     backend: str
     reasons: tuple[tuple[str, str], ...]
 
@@ -84,21 +130,21 @@ _warned: set[str] = set()
 
 
 @lru_cache
-def load(name: str) -> tuple[Any, str | None]:
-    """A backend's module, or None and the reason why it cannot be imported."""
+def load(name: str, operator: str = "scan") -> tuple[Any, str | None]:
+    """A backend's module for an operator, or None and the reason why it cannot be imported."""
     try:
-        return importlib.import_module(BACKENDS[name]), None
+        return importlib.import_module(f"{BACKENDS[name]}.{operator}"), None
     except ImportError as error:
         return None, f"{name} cannot be imported: {error}"
 
 
-def why_not(name: str, problem: Problem) -> str | None:
+def why_not(name: str, problem: Asked) -> str | None:
     """Why the backend of that name cannot run the problem; None if it can."""
-    module, reason = load(name)
+    module, reason = load(name, problem.operator)
     return reason if module is None else module.why_not(problem)
 
 
-def slower(name: str, problem: Problem) -> str | None:
+def slower(name: str, problem: Asked) -> str | None:
     """Why a backend that could run a problem is not preferred for it, by a measured result."""
     # On a CPU, torch.nn's kernels were faster in every row of benchmarks/results/cpu.jsonl.
     if name == "torch" and problem.device.type != "cpu":
@@ -107,7 +153,7 @@ def slower(name: str, problem: Problem) -> str | None:
 
 
 @lru_cache(4096)
-def decide(problem: Problem, forced: str | None) -> Decision:
+def decide(problem: Any, forced: str | None) -> Decision:
     """The first backend that can run the problem, or the forced one; or raises with all reasons."""
     reasons: list[tuple[str, str]] = []
     for name in BACKENDS:
@@ -139,11 +185,31 @@ def choose(inputs: Inputs, backward: bool = False) -> Any:
     return settle(problem_of(inputs, backward))
 
 
-def settle(problem: Problem) -> Any:
+def settle(problem: Asked) -> Any:
     """The module that runs this problem."""
+    return load(decide_and_record(problem).backend, problem.operator)[0]
+
+
+def decide_and_record(problem: Asked) -> Decision:
     decision = decide(problem, _forced)
     record(decision)
-    return load(decision.backend)[0]
+    return decision
+
+
+def on_torch(problem: Asked, x: Tensor) -> bool:
+    """Whether torch.nn's own kernel, which torch itself differentiates, runs a layer's problem.
+
+    Asked of operators all of whose problems torch can run. A trace, whose sizes are symbols, gets
+    the same answer, so that torch.compile can fuse what torch runs.
+    """
+    if tracing(x):
+        return _forced == "torch" or (_forced is None and slower("torch", problem) is None)
+    return decide_and_record(problem).backend == "torch"
+
+
+def tracing(x: Tensor) -> bool:
+    """Whether x's operations are being recorded, not run; symbolic sizes are a trace too."""
+    return torch.compiler.is_compiling() or any(type(size) is not int for size in x.shape)
 
 
 def record(decision: Decision) -> None:
@@ -217,7 +283,7 @@ def explain(module: torch.nn.Module, *args: Any, **kwargs: Any) -> None:
             reason = dict(decision.reasons).get(name) or why_not(name, decision.problem)
             if name != decision.backend:
                 print(f"  not {name}: {reason or 'comes later in the order of preference'}")
-            noted = getattr(load(name)[0], "note", None)
+            noted = getattr(load(name, decision.problem.operator)[0], "note", None)
             if noted is not None:
                 print(f"  {name}: {noted(decision.problem)}")
 

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from . import dispatch, torch_kernels
+from . import dispatch
 from .cells import find
 from .ops.scan import scan
 from .projection import Noise, Weights, prepare
+from .torch_kernels import scan as torch_kernels
 
 if TYPE_CHECKING:
     from .layers.sequences import Call
@@ -115,8 +116,8 @@ def on_torch(
     asked: Sequence[str],
 ) -> bool:
     """Whether torch.nn's own kernel runs this layer, by dispatch's decision."""
-    # A trace must hold the operator, which chooses where it runs; symbolic sizes are a trace too.
-    if torch.compiler.is_compiling() or type(input.shape[0]) is not int:
+    # A trace must hold the operator, which chooses where it runs.
+    if dispatch.tracing(input):
         return False
     problem = layer_problem(input, state, weights, cell, reverse, asked)
     return dispatch.settle(problem) is torch_kernels

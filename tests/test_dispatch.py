@@ -13,6 +13,7 @@ import rnnkit
 from rnnkit import dispatch
 from rnnkit.cells import CELLS
 from rnnkit.ops.sequence import Inputs
+from rnnkit.torch_kernels import scan as torch_scan
 from rnnkit.triton.fit import choose_form
 
 T, B, I, H = 4, 2, 3, 5  # noqa: E741
@@ -56,7 +57,7 @@ def test_torch_runs_nothing_it_lacks(variant):
     for name, value in asked.items():
         assert "torch" not in ran(layer, x, **{name: value})
     assert "torch" not in ran(layer, x[:0])
-    assert ("torch" in ran(layer, x)) == (variant.cell in rnnkit.torch_kernels.LAYERS)
+    assert ("torch" in ran(layer, x)) == (variant.cell in torch_scan.LAYERS)
 
 
 @every_variant
@@ -82,7 +83,7 @@ def test_forced_backend_raises_with_every_reason(variant, asked, monkeypatch):
     """Every backend that cannot run the problem is named with its reason; nothing falls back."""
     kwargs, reason = REFUSED[asked]
     layer, x = variant.layer(I, H), randn(T, B, I)
-    own = variant.cell in rnnkit.torch_kernels.LAYERS
+    own = variant.cell in torch_scan.LAYERS
     monkeypatch.setattr(rnnkit.reference.scan, "why_not", lambda problem: "it has the day off")
     with rnnkit.backend("torch"), pytest.raises(RuntimeError) as caught:
         layer(x, **kwargs)

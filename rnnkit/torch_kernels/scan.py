@@ -1,4 +1,4 @@
-"""torch.nn's own kernels (oneDNN, cuDNN, ATen) as a backend: whole plain layers only."""
+"""Recurrent layers on torch.nn's own kernels: whole plain layers only."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import _VF, Tensor
 
-from .cells import find
+from ..cells import find
 
 if TYPE_CHECKING:
-    from .dispatch import Problem
-    from .projection import Weights
+    from ..dispatch import Problem
+    from ..projection import Weights
 
 Tensors = tuple[Tensor, ...]
 
