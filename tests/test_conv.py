@@ -9,7 +9,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.testing import assert_close
 
 from rnnkit.layers.conv import CausalConv1d
-from rnnkit.reference.causal_conv1d import causal_conv1d
+from rnnkit.ops.causal_conv1d import causal_conv1d
 
 ACTIVATE = {
     None: lambda y: y,

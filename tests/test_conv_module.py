@@ -10,7 +10,7 @@ from torch.func import functional_call, grad, vmap
 from torch.testing import assert_close
 
 from rnnkit.layers.conv import CausalConv1d
-from rnnkit.reference.causal_conv1d import causal_conv1d
+from rnnkit.ops.causal_conv1d import causal_conv1d
 
 
 @pytest.mark.parametrize("activation", [None, "gated"])

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..reference.causal_conv1d import ACTIVATIONS, causal_conv1d, positive
-from ..reference.layer_norm import named
+from ..activations import ALL, check_activation, parts, positive
+from ..ops.causal_conv1d import causal_conv1d
 
 
 class CausalConv1d(torch.nn.Conv1d):
@@ -49,13 +49,13 @@ class CausalConv1d(torch.nn.Conv1d):
                 f"padding must not be given, got {padding!r}: a causal convolution is always "
                 "padded left by (kernel_size - 1) * dilation and never right"
             )
-        named(ACTIVATIONS, activation)
+        check_activation(activation, ALL)
         for name, value in (("in_channels", in_channels), ("out_channels", out_channels)):
             if positive(name, value) % positive("groups", groups):
                 raise ValueError(f"groups must divide {name} = {value}, got {groups}")
         super().__init__(
             in_channels,
-            out_channels * (2 if activation == "gated" else 1),
+            out_channels * parts(activation),
             single("kernel_size", kernel_size),
             single("stride", stride),
             dilation=single("dilation", dilation),
@@ -99,6 +99,7 @@ class CausalConv1d(torch.nn.Conv1d):
             self.groups,
             self.activation,
             state,
+            self.channels_last,
         )
         y = y.mT if self.channels_last else y
         y = y[0] if input.dim() == 2 else y

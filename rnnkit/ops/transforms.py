@@ -60,3 +60,18 @@ def fold(value: Tensor | None, batched: int | None, size: int, axis: int) -> Ten
 def unfold(value: Tensor, size: int, axis: int) -> Tensor:
     """The inverse of `fold`: the mapped dimension stands at axis + 1."""
     return value.unflatten(axis, (-1, size))
+
+
+def one_by_one(call: Callable[..., Any], info: Any, axes: Sequence[Any], args: Any) -> Any:
+    """A vmap rule for what no dimension can take in: each mapped call by itself, stacked."""
+    found = []
+    for i in range(info.batch_size):
+        picked = (
+            v.select(axis, i) if isinstance(v, Tensor) and axis is not None else v
+            for v, axis in zip(args, axes, strict=True)
+        )
+        found.append(call(*picked))
+    if isinstance(found[0], Tensor):
+        return torch.stack(found), 0
+    out = tuple(torch.stack(members) for members in zip(*found, strict=True))
+    return out, (0,) * len(out)

@@ -36,7 +36,7 @@ def gated_vjp(dy: Tensor, f: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
 
 ACTIVATIONS: dict[str | None, Activation] = {
     None: Activation(lambda a: a, lambda dy, a: (dy,)),
-    "relu": Activation(torch.relu, lambda dy, a: (torch.where(a > 0, dy, 0),)),
+    "relu": Activation(torch.relu, lambda dy, a: (torch.where(a <= 0, 0, dy),)),
     "silu": Activation(lambda a: a * sigmoid(a), silu_vjp),
     "tanh": Activation(torch.tanh, lambda dy, a: (dy * (1 - torch.tanh(a) ** 2),)),
     "gated": Activation(lambda f, g: torch.tanh(f) * sigmoid(g), gated_vjp),

@@ -1,4 +1,4 @@
-"""Causal dilated convolution in plain PyTorch: the definition and the fallback.
+"""Causal dilated convolution in plain PyTorch: the definition, judge and fallback.
 
 van den Oord et al.: "WaveNet: A Generative Model for Raw Audio", 2016 (arXiv:1609.03499),
 section 2.1; the gated activation is its equation 2.
@@ -6,97 +6,120 @@ section 2.1; the gated activation is its equation 2.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .layer_norm import ACTIVATIONS as POINTWISE
-from .layer_norm import named
+from ..activations import parts
+from ..ops.convolution import Convolution, allocate, allocate_gradients, cast
+from .activations import ACTIVATIONS
+
+if TYPE_CHECKING:
+    from ..dispatch import LayerProblem
+
+# Products that `by_halves` holds at a time: a few megabytes.
+AT_ONCE = 2**18
 
 
-def gated(y: Tensor) -> Tensor:
-    """tanh(first half of the channels) * sigmoid(second half): (N, 2C, L) to (N, C, L)."""
-    filters, gates = y.chunk(2, dim=1)
-    return torch.tanh(filters) * torch.sigmoid(gates)
+def why_not(problem: LayerProblem) -> str | None:
+    return None
 
 
-ACTIVATIONS = {**POINTWISE, "gated": gated}
+def note(problem: LayerProblem) -> str:
+    if problem.dtype == torch.float64:
+        return "in float64, chunks and steps equal the whole sequence bit for bit"
+    return "plain PyTorch, one product over all taps"
 
 
-def causal_conv1d(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: int = 1,
-    dilation: int = 1,
-    groups: int = 1,
-    activation: str | None = None,
-    state: Tensor | None = None,
-) -> Tensor:
-    """y[n, o, t] = activation(bias[o] + sum_{c,k} weight[o, c, k] * x[n, c, t*stride - (K-1-k)*d]).
+def causal_conv1d(call: Convolution) -> Tensor:
+    """y (N, O, ceil(L / stride)), O / 2 channels if gated, computed in float32 at least."""
+    x = call.x
+    call = cast(call, torch.promote_types(x.dtype, torch.float32))
+    exact = x.dtype == torch.float64
+    a = before_activation(call, taps(call), by_halves if exact else torch.matmul)
+    y = ACTIVATIONS[call.activation].value(*a.chunk(parts(call.activation), 1))
+    return allocate(call._replace(x=x)).copy_(y)
 
-    Shapes: x (N, C, L), weight (O, C / groups, K) as in torch.nn.functional.conv1d, bias (O,),
-    d = dilation, state (N, C, (K-1)*d): the inputs before x, zeros if None. The result is
-    (N, O, ceil(L / stride)), with O / 2 channels if gated; L = 0 and N = 0 give empty results.
-    Any floating dtype, x, weight and state alike.
 
-    Raises ValueError, naming the argument, for a wrong rank, shape, state dtype, stride, dilation,
-    groups or activation.
+def causal_conv1d_backward(
+    call: Convolution, dy: Tensor, wanted: Sequence[bool]
+) -> tuple[Tensor, ...]:
+    """dx, dstate, dw and db, laid out as the operator's; the first and last two if wanted."""
+    found = zip(allocate_gradients(call, wanted), gradients(call, dy, wanted), strict=True)
+    return tuple(out if v is None or out.numel() == 0 else out.copy_(v) for out, v in found)
+
+
+def gradients(
+    call: Convolution, dy: Tensor, wanted: Sequence[bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """The same by operations that torch differentiates; None where not wanted."""
+    dtype = call.x.dtype
+    call = cast(call, torch.promote_types(dtype, torch.float32))
+    dy, seen, w = dy.to(call.x.dtype), taps(call), rows(call)
+    a = before_activation(call, seen, torch.matmul).chunk(parts(call.activation), 1)
+    da = torch.cat(ACTIVATIONS[call.activation].vjp(dy, *a), 1).unflatten(1, (call.groups, -1))
+    dx = dstate = dw = db = None
+    if wanted[0]:
+        dseen = spread(call, w.mT @ da).to(dtype)
+        dstate, dx = dseen.split([call.context, call.x.shape[2]], 2)
+    if wanted[1]:
+        dw = (da @ seen.mT).sum(0).view(call.weight.shape).to(dtype)
+        db = da.sum((0, 3)).flatten().to(dtype)
+    return dx, dstate, dw, db
+
+
+def rows(call: Convolution) -> Tensor:
+    """The weights (groups, O / groups, C / groups * K)."""
+    return call.weight.flatten(1).unflatten(0, (call.groups, -1))
+
+
+def taps(call: Convolution) -> Tensor:
+    """What each output reads: (N, groups, C / groups * K, ceil(L / stride))."""
+    x, context = call.x, call.context
+    seen = F.pad(x, (context, 0)) if call.state is None else torch.cat([call.state, x], 2)
+    starts = [k * call.dilation for k in range(call.weight.shape[2])]
+    found = torch.stack([seen[..., k : k + x.shape[2] : call.stride] for k in starts], 2)
+    return found.flatten(1, 2).unflatten(1, (call.groups, -1))
+
+
+def before_activation(call: Convolution, seen: Tensor, product: Callable[..., Tensor]) -> Tensor:
+    """(N, O, ceil(L / stride)): the product of the weights with all taps, and the bias."""
+    a = product(rows(call), seen).flatten(1, 2)
+    return a if call.bias is None else a + call.bias[:, None]
+
+
+def spread(call: Convolution, dseen: Tensor) -> Tensor:
+    """The transpose of `taps`: (N, C, context + L) from (N, groups, C / groups * K, ...)."""
+    K, total = call.weight.shape[2], call.context + call.x.shape[2]
+    stuffed = F.pad(dseen.flatten(1, 2)[..., None], (0, call.stride - 1)).flatten(2)
+    stuffed = stuffed.unflatten(1, (-1, K)).unbind(2)
+    parts = [
+        F.pad(v, (k * call.dilation, total - k * call.dilation - v.shape[2]))
+        for k, v in enumerate(stuffed)
+    ]
+    return torch.stack(parts).sum(0)
+
+
+def by_halves(w: Tensor, seen: Tensor) -> Tensor:
+    """w @ seen, (g, O, R) and (N, g, R, T), summed over R by halves.
+
+    A BLAS library orders its sums by the shape of the whole product; here an output depends on
+    nothing but its own taps, bit for bit: only elementwise products and sums, in a fixed order.
     """
-    activate = named(ACTIVATIONS, activation)
-    check(x, weight, bias, stride, dilation, groups, activation)
-    context = (weight.shape[2] - 1) * dilation
-    if state is None:
-        # Padding by nothing would still copy.
-        x_padded = F.pad(x, (context, 0)) if context else x
-    else:
-        check_state(state, x, context)
-        x_padded = torch.cat([state, x], dim=2)
-    if x.shape[2] == 0:
-        # conv1d refuses an input shorter than its kernel: compute one step and drop it, which
-        # keeps dtype (autocast) and gradients (zeros) what they are for any other length.
-        x_padded = F.pad(x_padded, (0, 1))
-    y = F.conv1d(x_padded, weight, bias, stride, 0, dilation, groups)
-    return activate(y[..., :0] if x.shape[2] == 0 else y)
+    N, g, R, T = seen.shape
+    rows = seen.permute(0, 3, 1, 2).reshape(N * T, g, 1, R)
+    size = max(1, AT_ONCE // max(1, w.numel()))
+    out = [sum_by_halves(part * w) for part in rows.split(size)]
+    return torch.cat(out).view(N, T, g, -1).permute(0, 2, 3, 1)
 
 
-def check(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: int,
-    dilation: int,
-    groups: int,
-    activation: str | None,
-) -> None:
-    """ValueError for the first argument that does not fit the others."""
-    for name, value in (("stride", stride), ("dilation", dilation), ("groups", groups)):
-        positive(name, value)
-    if weight.dim() != 3 or 0 in weight.shape:
-        raise ValueError(f"weight must be (O, C / groups, K), none 0, got {tuple(weight.shape)}")
-    rows, channels = weight.shape[0], weight.shape[1] * groups
-    if rows % groups:
-        raise ValueError(f"groups must divide the {rows} rows of weight, got {groups}")
-    if activation == "gated" and rows % 2:
-        raise ValueError(f"weight must have an even number of rows if gated, got {rows}")
-    if x.dim() != 3 or x.shape[1] != channels:
-        raise ValueError(f"x must be (N, {channels}, L), got {tuple(x.shape)}")
-    if bias is not None and bias.shape != (rows,):
-        raise ValueError(f"bias must be ({rows},), got {tuple(bias.shape)}")
-
-
-def check_state(state: Tensor, x: Tensor, context: int) -> None:
-    """ValueError unless state can stand before x."""
-    expected = (x.shape[0], x.shape[1], context)
-    if state.shape != expected or state.dtype != x.dtype or state.device != x.device:
-        raise ValueError(
-            f"state must be {expected} of {x.dtype} on {x.device}, as the input; "
-            f"got {tuple(state.shape)} of {state.dtype} on {state.device}"
-        )
-
-
-def positive(name: str, value: int) -> int:
-    """value, or ValueError unless it is an integer of at least 1."""
-    if not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
-    return value
+def sum_by_halves(v: Tensor) -> Tensor:
+    """The sum over the last dimension, of at least one element."""
+    while v.shape[-1] > 1:
+        half = v.shape[-1] // 2
+        pairs = v[..., :half] + v[..., half : 2 * half]
+        v = pairs if v.shape[-1] % 2 == 0 else torch.cat([pairs, v[..., -1:]], -1)
+    return v[..., 0]

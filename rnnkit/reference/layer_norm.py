@@ -1,58 +1,92 @@
-"""Layer normalisation in plain PyTorch: the definition and the fallback.
+"""Layer normalisation in plain PyTorch: the definition, and the judge of every other backend.
 
 Ba, Kiros, Hinton: "Layer Normalization", 2016 (arXiv:1607.06450), equations 3 and 4.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-ACTIVATIONS: dict[str | None, Callable[[Tensor], Tensor]] = {
-    None: lambda y: y,
-    "relu": torch.relu,
-    "silu": F.silu,
-    "tanh": torch.tanh,
-}
+from .activations import ACTIVATIONS
+
+if TYPE_CHECKING:
+    from ..dispatch import LayerProblem
+
+
+def why_not(problem: LayerProblem) -> str | None:
+    """It runs everything."""
+    return None
 
 
 def layer_norm(
     x: Tensor,
-    normalized_shape: Sequence[int],
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    eps: float = 1e-5,
-    residual: Tensor | None = None,
-    activation: str | None = None,
-) -> Tensor:
-    """activation((v - mean(v)) / sqrt(var(v) + eps) * weight + bias) with v = x + residual.
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    eps: float,
+    activation: str | None,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y = activation(n * weight + bias), n = (v - mean(v)) / sqrt(var(v) + eps), v = x + residual.
 
-    Shapes: x and residual (*, *normalized_shape), weight and bias normalized_shape; the result has
-    x's shape. Mean and (biased) variance run over normalized_shape, in float32 for half dtypes.
-    Dtypes follow torch: x + residual is promoted, then torch.nn.functional.layer_norm's rules hold.
+    Args:
+        x, residual: (M, N); mean and (biased) variance are a row's.
+        weight, bias: (N,); None means one and zero.
+        dtype: of y.
 
-    Raises ValueError for an unknown activation or a residual of another shape than x, and
-    RuntimeError (torch's own) for x, weight or bias that do not end in normalized_shape.
+    Returns:
+        y (M, N); total (M, N), which is v, or (0, N) without a residual; stats (2, M), the mean and
+        1 / sqrt(var + eps), in the dtype of all arithmetic: v's, or float32 if v's is a half dtype.
     """
-    activate = named(ACTIVATIONS, activation)
-    if residual is not None:
-        # A broadcast residual is more often a mistake than a wish, and no fused kernel takes one.
-        if residual.shape != x.shape:
-            raise ValueError(
-                f"residual must have the input's shape {tuple(x.shape)}, "
-                f"got {tuple(residual.shape)}"
-            )
-        x = x + residual
-    return activate(F.layer_norm(x, tuple(normalized_shape), weight, bias, eps))
+    total = x.new_empty(0, x.shape[1]) if residual is None else x + residual
+    v = x if residual is None else total
+    mean, scale = statistics(v, eps)
+    a = affine((wide(v) - mean) * scale, weight, bias)
+    y = ACTIVATIONS[activation].value(a).to(dtype, copy=True)
+    return y, total, torch.stack((mean[:, 0], scale[:, 0]))
 
 
-def named(
-    activations: dict[str | None, Callable[[Tensor], Tensor]], activation: str | None
-) -> Callable[[Tensor], Tensor]:
-    """The function called `activation`; ValueError lists what there is."""
-    if activation not in activations:
-        raise ValueError(f"activation must be one of {list(activations)}, got {activation!r}")
-    return activations[activation]
+def layer_norm_backward(
+    dy: Tensor | None,
+    dtotal: Tensor | None,
+    v: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    stats: Tensor | None,
+    eps: float,
+    activation: str | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of v (M, N), and of weight and bias (N,), or (0,) for one that is absent.
+
+    stats: as `layer_norm` returns them; None computes them anew, so that all can be differentiated.
+    """
+    mean, scale = statistics(v, eps) if stats is None else stats[..., None].unbind(0)
+    n = (wide(v) - mean) * scale
+    da = torch.zeros_like(n) if dy is None else dy.to(n.dtype)
+    (da,) = ACTIVATIONS[activation].vjp(da, affine(n, weight, bias))
+    dn = affine(da, weight, None)
+    dv = scale * (dn - dn.mean(1, keepdim=True) - n * (dn * n).mean(1, keepdim=True))
+    dv = dv if dtotal is None else dv + dtotal
+    dw = v.new_empty(0) if weight is None else (da * n).sum(0).to(weight.dtype)
+    db = v.new_empty(0) if bias is None else da.sum(0).to(bias.dtype)
+    return dv.to(v.dtype), dw, db
+
+
+def wide(v: Tensor) -> Tensor:
+    """v in the dtype of the arithmetic: a half dtype's is float32."""
+    return v.to(torch.promote_types(v.dtype, torch.float32))
+
+
+def statistics(v: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """The mean of each row and 1 / sqrt(var + eps), both (M, 1)."""
+    v = wide(v)
+    mean = v.mean(1, keepdim=True)
+    return mean, 1 / ((v - mean).square().mean(1, keepdim=True) + eps).sqrt()
+
+
+def affine(n: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    n = n if weight is None else n * weight.to(n.dtype)
+    return n if bias is None else n + bias.to(n.dtype)

@@ -44,11 +44,13 @@ def product_kernel(
     tl.store(here, acc.to(out.dtype.element_ty), mask=exists & real)
 
 
-def precision_of(dtype: torch.dtype) -> str:
-    """How float32 products are rounded, by the switch that torch.nn's recurrent layers follow."""
+def precision_of(dtype: torch.dtype, layers: str = "rnn") -> str:
+    """How float32 products are rounded, by the switch that torch.nn's layers ("rnn" or "conv")
+    follow.
+    """
     switches: Any = torch.backends
     # Each inherits from the next where it says none.
-    order = (switches.cudnn.rnn, switches.cudnn, switches)
+    order = (getattr(switches.cudnn, layers), switches.cudnn, switches)
     precision = next((s.fp32_precision for s in order if s.fp32_precision != "none"), "ieee")
     return "tf32" if dtype == torch.float32 and not AMD and precision == "tf32" else "ieee"
 
