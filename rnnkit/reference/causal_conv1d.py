@@ -36,12 +36,10 @@ def note(problem: LayerProblem) -> str:
 
 def causal_conv1d(call: Convolution) -> Tensor:
     """y (N, O, ceil(L / stride)), O / 2 channels if gated, computed in float32 at least."""
-    x = call.x
-    call = cast(call, torch.promote_types(x.dtype, torch.float32))
-    exact = x.dtype == torch.float64
-    a = before_activation(call, taps(call), by_halves if exact else torch.matmul)
+    wide, exact = widened(call), call.x.dtype == torch.float64
+    a = before_activation(wide, taps(wide), by_halves if exact else torch.matmul)
     y = ACTIVATIONS[call.activation].value(*a.chunk(parts(call.activation), 1))
-    return allocate(call._replace(x=x)).copy_(y)
+    return allocate(call).copy_(y)
 
 
 def causal_conv1d_backward(
@@ -56,19 +54,38 @@ def gradients(
     call: Convolution, dy: Tensor, wanted: Sequence[bool]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """The same by operations that torch differentiates; None where not wanted."""
-    dtype = call.x.dtype
-    call = cast(call, torch.promote_types(dtype, torch.float32))
-    dy, seen, w = dy.to(call.x.dtype), taps(call), rows(call)
-    a = before_activation(call, seen, torch.matmul).chunk(parts(call.activation), 1)
-    da = torch.cat(ACTIVATIONS[call.activation].vjp(dy, *a), 1).unflatten(1, (call.groups, -1))
-    dx = dstate = dw = db = None
-    if wanted[0]:
-        dseen = spread(call, w.mT @ da).to(dtype)
-        dstate, dx = dseen.split([call.context, call.x.shape[2]], 2)
-    if wanted[1]:
-        dw = (da @ seen.mT).sum(0).view(call.weight.shape).to(dtype)
-        db = da.sum((0, 3)).flatten().to(dtype)
+    da = gradient_of_sums(call, dy, None)
+    dx, dstate = inputs_gradient(call, da) if wanted[0] else (None, None)
+    dw, db = parameters_gradient(call, da) if wanted[1] else (None, None)
     return dx, dstate, dw, db
+
+
+def widened(call: Convolution) -> Convolution:
+    return cast(call, torch.promote_types(call.x.dtype, torch.float32))
+
+
+def gradient_of_sums(call: Convolution, dy: Tensor, add: Tensor | None) -> Tensor:
+    """The gradient (N, O, T) of what the activation takes: products, bias and add, in float32."""
+    call = widened(call)
+    a = before_activation(call, taps(call), torch.matmul)
+    a = a if add is None else a + add
+    halves = a.chunk(parts(call.activation), 1)
+    return torch.cat(ACTIVATIONS[call.activation].vjp(dy.to(a.dtype), *halves), 1)
+
+
+def inputs_gradient(call: Convolution, da: Tensor) -> tuple[Tensor, Tensor]:
+    """dx and dstate from the gradient of the sums."""
+    wide = widened(call)
+    dseen = rows(wide).mT @ da.unflatten(1, (call.groups, -1))
+    dstate, dx = spread(call, dseen).to(call.x.dtype).split([call.context, call.x.shape[2]], 2)
+    return dx, dstate
+
+
+def parameters_gradient(call: Convolution, da: Tensor) -> tuple[Tensor, Tensor]:
+    """dw and db from the gradient of the sums."""
+    seen, dtype = taps(widened(call)), call.x.dtype
+    dw = (da.unflatten(1, (call.groups, -1)) @ seen.mT).sum(0).view(call.weight.shape)
+    return dw.to(dtype), da.sum((0, 2)).to(dtype)
 
 
 def rows(call: Convolution) -> Tensor:

@@ -15,7 +15,7 @@ from ..ops.convolution import Convolution, allocate, allocate_gradients, like
 from ..reference.activations import ACTIVATIONS as BY_TORCH
 from .activations import ACTIVATIONS
 from .convolution_kernels import correlate_kernel, weights_kernel
-from .fit import INTERPRETED
+from .fit import AMD, INTERPRETED
 from .launch import Launch
 from .product import precision_of
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 # Reduced channels below which the matrix units would multiply mostly zeros.
 FEW = 8
+# A limit keeps NVIDIA's compiler from aiming at less registers, for which it would spill.
+OPTIONS = {"num_warps": 4, "num_stages": 3} | ({} if AMD else {"maxnreg": 255})
 # Programs that keep a GPU busy, where there is no device to ask; the interpreter runs them in turn.
 PROGRAMS = 3 if INTERPRETED else 264
 
@@ -51,6 +53,7 @@ class Sizes(NamedTuple):
     """
 
     N: Any
+    K: Any
     L: Any
     T: Any
     first: Any
@@ -73,7 +76,6 @@ class Sizes(NamedTuple):
 class Static(NamedTuple):
     """What a kernel is compiled for; each is a tl.constexpr. PARTS: 2 if gated."""
 
-    K: Any
     PARTS: Any
     TURNED: Any
     DOT: Any
@@ -116,11 +118,11 @@ def causal_conv1d_backward(
     if wanted[0]:
         run(inputs_gradient(call, da, dx, dstate))
     if wanted[1]:
-        launch = parameters_gradient(call, da)
-        run(launch)
-        dw.copy_(launch.arguments[0].out.sum(0))
+        parts_of = partials(call)
+        run(parameters_gradient(call, da, *parts_of))
+        dw.copy_(parts_of[0].sum(0))
         if call.bias is not None:
-            db.copy_(launch.arguments[0].before.sum(0))
+            db.copy_(parts_of[1].sum(0))
     return dx, dstate, dw, db
 
 
@@ -175,7 +177,6 @@ def static_of(call: Convolution, tiles: int, turned: bool, T: int, cols: int, re
     dot = not depthwise(call) and min(red, cols) >= FEW
     dot &= dtype != torch.float64 or INTERPRETED
     values = (
-        call.weight.shape[2],
         tiles,
         turned,
         dot,
@@ -197,14 +198,17 @@ def forward(
     cols, per = (rows // count if one else rows // call.groups), rows // call.groups
     step, deep, tap = call.weight.stride()
     sizes = Sizes(
-        *(call.x.shape[0], call.x.shape[2], call.length, 0, call.context),
+        *(call.x.shape[0], K, call.x.shape[2], call.length, 0, call.context),
         *(call.stride, call.dilation, cols, red, per, 0, (per * step, step, deep, tap)),
         *map(strides, (call.x, call.state, add, dy, out, None)),
     )
-    tensors = Tensors(call.x, call.state, call.weight, call.bias, add, dy, out, None)
+    bias = None if call.bias is None else call.bias.contiguous()
+    tensors = Tensors(call.x, call.state, call.weight, bias, add, dy, out, None)
     value, vjp = ACTIVATIONS[call.activation]
     static = static_of(call, count, False, call.length, cols, red)
-    return correlate(tensors, sizes, value if dy is None else vjp, static, 1 if one else call.groups)
+    return correlate(
+        tensors, sizes, value if dy is None else vjp, static, 1 if one else call.groups
+    )
 
 
 def inputs_gradient(
@@ -220,7 +224,7 @@ def inputs_gradient(
         cols, per, groups, w = red, red, call.groups, (each * step, deep, step, tap)
     before = None if call.state is None else dstate
     sizes = Sizes(
-        *(call.x.shape[0], call.length, call.x.shape[2] - first, first, call.context),
+        *(call.x.shape[0], K, call.length, call.x.shape[2] - first, first, call.context),
         *(call.stride, call.dilation, cols, each, per, 0, w),
         *map(strides, (da, None, add, None, dx, before)),
     )
@@ -232,28 +236,47 @@ def inputs_gradient(
 def correlate(tensors: Tensors, sizes: Sizes, function: Any, static: Static, groups: int) -> Launch:
     tiles = triton.cdiv(sizes.T, static.BM.value), triton.cdiv(sizes.cols, static.BN.value)
     grid = (sizes.N * tiles[0], groups * tiles[1], 1)
-    return Launch(correlate_kernel, grid, (tensors, sizes, function, static), {"num_warps": 4})
+    return Launch(correlate_kernel, grid, (tensors, sizes, function, static), OPTIONS)
 
 
-def parameters_gradient(call: Convolution, da: Tensor) -> Launch:
-    """The partial sums (slices, *) of dw and db."""
+class Slices(NamedTuple):
+    """How time is cut for the parameters' gradient: its `count` slices are summed afterwards."""
+
+    groups: int
+    cols: int
+    programs: int
+    each: int
+    count: int
+    static: Static
+
+
+def slices(call: Convolution) -> Slices:
     (rows, red, K), one = call.weight.shape, depthwise(call)
-    groups, each = (1, rows) if one else (call.groups, rows // call.groups)
-    static = static_of(call, 1, False, call.length, each, red)
+    groups, cols = (1, rows) if one else (call.groups, rows // call.groups)
+    static = static_of(call, 1, False, call.length, cols, red)
     tiles = call.x.shape[0] * triton.cdiv(call.length, static.BM.value)
-    others = groups * triton.cdiv(each, static.BN.value) * triton.cdiv(red, static.BK.value)
-    slices = min(tiles, max(1, PROGRAMS // (others * K)))
-    each_slice = triton.cdiv(tiles, slices)
-    slices = triton.cdiv(tiles, each_slice)
-    wide = torch.promote_types(call.x.dtype, torch.float32)
-    dw = call.x.new_empty(slices, *call.weight.shape, dtype=wide)
-    db = call.x.new_empty(slices, rows, dtype=wide)
+    programs = triton.cdiv(cols, static.BN.value) * triton.cdiv(red, static.BK.value) * groups
+    each = triton.cdiv(tiles, min(tiles, max(1, PROGRAMS // (programs * K))))
+    return Slices(groups, cols, programs, each, triton.cdiv(tiles, each), static)
+
+
+def partials(call: Convolution, *many: int) -> tuple[Tensor, Tensor]:
+    """Uninitialised sums of dw and db over each slice of time, (*many, slices, ...)."""
+    x, w, count = call.x, call.weight, slices(call).count
+    wide = torch.promote_types(x.dtype, torch.float32)
+    dw = x.new_empty(*many, count, *w.shape, dtype=wide)
+    return dw, x.new_empty(*many, count, w.shape[0], dtype=wide)
+
+
+def parameters_gradient(call: Convolution, da: Tensor, dw: Tensor, db: Tensor) -> Launch:
+    """The partial sums (slices, ...) of dw and db from the gradient of the sums."""
+    (rows, red, K), cut = call.weight.shape, slices(call)
     sizes = Sizes(
-        *(call.x.shape[0], call.x.shape[2], call.length, 0, call.context),
-        *(call.stride, call.dilation, each, red, rows // call.groups, each_slice, (0, 0, 0, 0)),
+        *(call.x.shape[0], K, call.x.shape[2], call.length, 0, call.context),
+        *(call.stride, call.dilation, cut.cols, red, rows // call.groups, cut.each, (0, 0, 0, 0)),
         *map(strides, (call.x, call.state, None, da)),
-        *((dw.stride(0), dw.stride(1), K), (rows,)),
+        *((dw.stride(0), dw.stride(1), K), (rows, 1, 1)),
     )
     tensors = Tensors(call.x, call.state, None, None, None, da, dw, db)
-    grid = (slices, others, K)
-    return Launch(weights_kernel, grid, (tensors, sizes, static), {"num_warps": 4})
+    grid = (cut.count, cut.programs, K)
+    return Launch(weights_kernel, grid, (tensors, sizes, cut.static), OPTIONS)

@@ -13,9 +13,8 @@ import triton.language as tl
 
 @triton.jit
 def at(base, strides, n, channel, time):
-    """Pointers to a tile of time and channels of one row of the batch."""
-    steps = time.to(tl.int64)[:, None] * strides[2]
-    return base + n * strides[0] + steps + channel.to(tl.int64)[None, :] * strides[1]
+    """Pointers to a tile of time and channels of one row of the batch, which spans 32 bits."""
+    return base + n * strides[0] + (time[:, None] * strides[2] + channel[None, :] * strides[1])
 
 
 @triton.jit
@@ -33,7 +32,7 @@ def read(t, z, n, channel, pos, exists):
 @triton.jit
 def position(time, k, z, C: tl.constexpr):
     """Where the k-th tap of each output stands; z.L, where nothing is, if it does not exist."""
-    shift = (C.K - 1 - k) * z.dilation
+    shift = (z.K - 1 - k) * z.dilation
     if C.TURNED:
         ahead = time + shift
         return tl.where((ahead >= 0) & (ahead % z.stride == 0), ahead // z.stride, z.L)
@@ -44,33 +43,30 @@ def position(time, k, z, C: tl.constexpr):
 def weights(t, z, g, k, row, r):
     """Pointers to the weights of those rows (columns of the tile) and reduced channels."""
     here = t.w + g * z.w[0] + k * z.w[3]
-    return here + row.to(tl.int64)[None, :] * z.w[1] + r[:, None] * z.w[2]
+    return here + (row[None, :] * z.w[1] + r[:, None] * z.w[2])
 
 
 @triton.jit
-def tap(acc, t, z, n, g, k, col, time, C: tl.constexpr):
-    """The tiles plus the products of their weights with the k-th tap's channels."""
-    pos, real = position(time, k, z, C), col < z.cols
-    for first in range(0, z.red, C.BK):
-        r = first + tl.arange(0, C.BK)
-        out = ()
-        if C.DOT:
-            inside = r < z.red
-            q = read(t, z, n, g * z.red + r, pos, inside)
-            ok = inside[:, None] & real[None, :]
-            for part in tl.static_range(len(acc)):
-                v = tl.load(weights(t, z, g, k, col + part * z.cols, r), mask=ok, other=0)
-                new = tl.dot(q, v, acc[part], input_precision=C.PRECISION, out_dtype=C.DTYPE)
-                out = out + (new,)
-        else:
-            for part in tl.static_range(len(acc)):
-                row = col + part * z.cols
-                # Columns of a depthwise convolution read channels of their own.
-                q = read(t, z, n, (g + row // z.per) * z.red + first, pos, real)
-                v = tl.load(weights(t, z, g, k, row, r), mask=real[None, :], other=0)
-                out = out + (acc[part] + q.to(C.DTYPE) * v.to(C.DTYPE),)
-        acc = out
-    return acc
+def add_product(acc, t, z, n, g, k, first, col, time, C: tl.constexpr):
+    """The tiles plus the products of their weights with BK channels of the k-th tap."""
+    pos, real, r = position(time, k, z, C), col < z.cols, first + tl.arange(0, C.BK)
+    out = ()
+    if C.DOT:
+        inside = r < z.red
+        q = read(t, z, n, g * z.red + r, pos, inside)
+        ok = inside[:, None] & real[None, :]
+        for part in tl.static_range(len(acc)):
+            v = tl.load(weights(t, z, g, k, col + part * z.cols, r), mask=ok, other=0)
+            new = tl.dot(q, v, acc[part], input_precision=C.PRECISION, out_dtype=C.DTYPE)
+            out = out + (new,)
+    else:
+        for part in tl.static_range(len(acc)):
+            row = col + part * z.cols
+            # Columns of a depthwise convolution read channels of their own.
+            q = read(t, z, n, (g + row // z.per) * z.red + first, pos, real)
+            v = tl.load(weights(t, z, g, k, row, r), mask=real[None, :], other=0)
+            out = out + (acc[part] + q.to(C.DTYPE) * v.to(C.DTYPE),)
+    return out
 
 
 @triton.jit
@@ -79,8 +75,9 @@ def before_activation(t, z, n, g, col, time, real, C: tl.constexpr):
     acc = ()
     for _ in tl.static_range(C.PARTS):
         acc = acc + (tl.zeros((C.BM, C.BN), C.DTYPE),)
-    for k in tl.static_range(C.K):
-        acc = tap(acc, t, z, n, g, k, col, time, C)
+    depth = tl.cdiv(z.red, C.BK)
+    for i in range(z.K * depth):
+        acc = add_product(acc, t, z, n, g, i // depth, (i % depth) * C.BK, col, time, C)
     out = ()
     for part in tl.static_range(C.PARTS):
         row, v = g * z.cols + col + part * z.cols, acc[part]
@@ -100,8 +97,7 @@ def correlate_kernel(t, z, ACTIVATION: tl.constexpr, C: tl.constexpr):
     gradient of a convolution's source and past from that of its sums.
     """
     tiles, columns = tl.cdiv(z.T, C.BM), tl.cdiv(z.cols, C.BN)
-    n = (tl.program_id(0) // tiles).to(tl.int64)
-    g = (tl.program_id(1) // columns).to(tl.int64)
+    n, g = (tl.program_id(0) // tiles).to(tl.int64), tl.program_id(1) // columns
     step = (tl.program_id(0) % tiles) * C.BM + tl.arange(0, C.BM)
     col = (tl.program_id(1) % columns) * C.BN + tl.arange(0, C.BN)
     time, row = z.first + step, g * z.cols + col
@@ -129,7 +125,7 @@ def weights_kernel(t, z, C: tl.constexpr):
     """
     columns, depth = tl.cdiv(z.cols, C.BN), tl.cdiv(z.red, C.BK)
     part, k = tl.program_id(0).to(tl.int64), tl.program_id(2)
-    g = (tl.program_id(1) // (columns * depth)).to(tl.int64)
+    g = tl.program_id(1) // (columns * depth)
     col = (tl.program_id(1) // depth % columns) * C.BN + tl.arange(0, C.BN)
     r = (tl.program_id(1) % depth) * C.BK + tl.arange(0, C.BK)
     real, inside, row = col < z.cols, r < z.red, g * z.cols + col
@@ -146,14 +142,12 @@ def weights_kernel(t, z, C: tl.constexpr):
         pos = position(time, k, z, C)
         if C.DOT:
             q = read(t, z, n, channel, pos, inside)
-            acc = tl.dot(
-                tl.trans(da), q, acc, input_precision=C.PRECISION, out_dtype=C.DTYPE
-            )
+            acc = tl.dot(tl.trans(da), q, acc, input_precision=C.PRECISION, out_dtype=C.DTYPE)
         else:
             q = read(t, z, n, channel, pos, real)
             acc += tl.sum(da.to(C.DTYPE) * q.to(C.DTYPE), 0)[:, None]
         total += tl.sum(da.to(C.DTYPE), 0)
-    here = t.out + part * z.out[0] + row[:, None] * z.out[1] + r[None, :] * C.K + k
+    here = t.out + part * z.out[0] + row[:, None] * z.out[1] + r[None, :] * z.K + k
     tl.store(here, acc, mask=real[:, None] & inside[None, :])
     if (k == 0) & (tl.program_id(1) % depth == 0):
         tl.store(t.before + part * z.before[0] + row, total, mask=real)

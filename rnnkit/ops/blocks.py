@@ -1,0 +1,85 @@
+"""What a stack of WaveNet's residual blocks reads and gives: its arguments, and their shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .convolution import Convolution
+
+
+class Blocks(NamedTuple):
+    """The arguments of `rnnkit::wavenet`; `ops.wavenet.wavenet` explains them."""
+
+    x: Tensor
+    w: Tensor
+    b: Tensor
+    r: Tensor
+    rb: Tensor
+    condition: Tensor | None
+    dilations: Sequence[int]
+
+    @property
+    def channels(self) -> int:
+        return self.x.shape[1]
+
+    def of(self, z: Tensor, i: int, each: int = 1) -> Tensor:
+        """The i-th block's channels of a tensor that holds all blocks': `each` times C."""
+        return z.narrow(1, i * each * self.channels, each * self.channels)
+
+    def addend(self, i: int) -> Tensor | None:
+        """What joins the sums of the i-th block's gate."""
+        return None if self.condition is None else self.of(self.condition, i, 2)
+
+    def gate(self, i: int, entering: Tensor) -> Convolution:
+        """The i-th block's dilated convolution of what enters it."""
+        dilation = self.dilations[i]
+        return Convolution(entering, self.w[i], self.b[i], None, 1, dilation, 1, "gated", False)
+
+    def onward(self, i: int, z: Tensor) -> Convolution:
+        """The i-th block's product of its z, to which the input is added."""
+        return Convolution(z, self.r[i][..., None], self.rb[i], None, 1, 1, 1, None, False)
+
+
+def allocate(blocks: Blocks) -> tuple[Tensor, Tensor]:
+    """Uninitialised xs (R, N, C, L) and z (N, D * C, L)."""
+    x, (N, C, L) = blocks.x, blocks.x.shape
+    return x.new_empty(blocks.r.shape[0], N, C, L), x.new_empty(N, blocks.w.shape[0] * C, L)
+
+
+def allocate_gradients(blocks: Blocks) -> tuple[Tensor, ...]:
+    """Uninitialised dx, dw, db, dr, drb and dcondition (empty if there is none)."""
+    shapes = [v.shape for v in blocks[:5]]
+    shapes.append((0,) if blocks.condition is None else blocks.condition.shape)
+    return tuple(blocks.x.new_empty(shape) for shape in shapes)
+
+
+def check(blocks: Blocks) -> None:
+    """Raises, naming the argument, for the first one that does not fit the others."""
+    x, w = blocks.x, blocks.w
+    if x.dim() != 3 or not x.is_floating_point():
+        raise ValueError(f"x must be (N, C, L) and floating, got {tuple(x.shape)} of {x.dtype}")
+    (N, C, L), D = x.shape, len(blocks.dilations)
+    if w.dim() != 4 or w.shape[:3] != (D, 2 * C, C) or 0 in w.shape:
+        raise ValueError(f"w must be (D, 2C, C, K) = ({D}, {2 * C}, {C}, K), got {tuple(w.shape)}")
+    R = blocks.r.shape[0]
+    if R not in (D, D - 1):
+        raise ValueError(f"r must have D = {D} or D - 1 residual products, got {R}")
+    for name, shape in {"b": (D, 2 * C), "r": (R, C, C), "rb": (R, C)}.items():
+        if getattr(blocks, name).shape != shape:
+            got = tuple(getattr(blocks, name).shape)
+            raise ValueError(f"{name} must be {shape}, got {got}")
+    condition = blocks.condition
+    if condition is not None and condition.shape not in ((N, 2 * D * C, L), (N, 2 * D * C, 1)):
+        raise ValueError(
+            f"condition must be ({N}, {2 * D * C}, {L} or 1), got {tuple(condition.shape)}"
+        )
+    for name, value in blocks._asdict().items():
+        if isinstance(value, torch.Tensor) and (value.dtype, value.device) != (x.dtype, x.device):
+            raise TypeError(
+                f"{name} must be of {x.dtype} on {x.device}, as x; "
+                f"got {value.dtype} on {value.device}"
+            )

@@ -1,0 +1,133 @@
+"""Launches the kernels of WaveNet's residual blocks, block by block.
+
+A block is one launch forward while its C channels fit into one program, else two: the gated
+convolution, and the product that goes on. Backward it is one launch (or two) for the gradient of
+the gate's sums, one for that of the block's input, and two for its parameters'.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..ops.blocks import Blocks, allocate, allocate_gradients
+from . import causal_conv1d as conv
+from .fit import INTERPRETED
+from .launch import Launch
+from .wavenet_kernels import block_gradient_kernel, block_kernel
+
+if TYPE_CHECKING:
+    from ..dispatch import LayerProblem
+
+# The most channels of which one program holds the gate, and the weights of the product after it.
+WIDEST = 128
+
+why_not = conv.why_not
+
+
+def fused(blocks: Blocks) -> bool:
+    """Whether one program holds all channels. Triton's compiler fails on float64 products."""
+    dtype = blocks.x.dtype
+    widest = WIDEST if dtype.itemsize == 2 else WIDEST // 2
+    return conv.FEW <= blocks.channels <= widest and (dtype != torch.float64 or INTERPRETED)
+
+
+def wavenet(blocks: Blocks) -> tuple[Tensor, Tensor]:
+    """xs (R, N, C, L), what each block hands on, and z (N, D * C, L), the gates of all blocks."""
+    xs, z = allocate(blocks)
+    for i in range(len(blocks.dilations)):
+        entering = blocks.x if i == 0 else xs[i - 1]
+        onward = xs[i] if i < xs.shape[0] else None
+        if fused(blocks):
+            conv.run(forward(blocks, i, entering, blocks.of(z, i), onward))
+            continue
+        add = blocks.addend(i)
+        conv.run(conv.forward(blocks.gate(i, entering), blocks.of(z, i), add=add))
+        if onward is not None:
+            call = blocks.onward(i, blocks.of(z, i))
+            conv.run(conv.forward(call, onward, add=entering))
+    return xs, z
+
+
+def wavenet_backward(
+    blocks: Blocks, xs: Tensor, z: Tensor, dxs: Tensor | None, dz: Tensor | None
+) -> tuple[Tensor, ...]:
+    """dx, dw, db, dr, drb and dcondition, as `rnnkit.reference.wavenet.wavenet_backward`."""
+    dx, dw, db, dr, drb, dcondition = allocate_gradients(blocks)
+    (N, C, L), D, R = blocks.x.shape, len(blocks.dilations), xs.shape[0]
+    dz = torch.zeros_like(z) if dz is None else dz
+    gates = conv.partials(blocks.gate(0, blocks.x), D)
+    products = conv.partials(blocks.onward(0, blocks.of(z, 0)), R) if R else ()
+    # The gradients of all blocks' sums are the condition's; without one, nobody needs them again.
+    kept = blocks.condition is not None
+    sums = dx.new_empty(N, (D if kept else 1) * 2 * C, L)
+    donward: Tensor | None = None
+    for i in reversed(range(D)):
+        entering = blocks.x if i == 0 else xs[i - 1]
+        da = blocks.of(sums, i if kept else 0, 2)
+        if dxs is not None and i < R:
+            donward = dxs[i] if donward is None else donward + dxs[i]
+        gradient_of_sums(blocks, i, entering, da, blocks.of(dz, i), donward)
+        if i < R and donward is not None:
+            call = blocks.onward(i, blocks.of(z, i))
+            conv.run(conv.parameters_gradient(call, donward, *(v[i] for v in products)))
+        elif i < R:
+            for v in products:
+                v[i].zero_()
+        gate, new = blocks.gate(i, entering), dx if i == 0 else torch.empty_like(dx)
+        conv.run(conv.parameters_gradient(gate, da, *(v[i] for v in gates)))
+        conv.run(conv.inputs_gradient(gate, da, new, new, add=donward))
+        donward = new
+    for out, v in zip((dw, db, dr, drb), (*gates, *products), strict=False):
+        out.copy_(v.sum(1).view_as(out))
+    if kept:
+        dcondition.copy_(sums if dcondition.shape[2] == L else sums.sum(2, keepdim=True))
+    return dx, dw, db, dr, drb, dcondition
+
+
+def gradient_of_sums(
+    blocks: Blocks, i: int, entering: Tensor, da: Tensor, dz: Tensor, donward: Tensor | None
+) -> None:
+    """Writes the gradient of the i-th gate's sums into da; the sums are computed anew."""
+    if fused(blocks):
+        conv.run(backward(blocks, i, entering, da, dz, donward))
+        return
+    if donward is not None:
+        call = blocks.onward(i, dz)
+        through = torch.empty_like(donward)
+        conv.run(conv.inputs_gradient(call, donward, through, through, add=dz))
+        dz = through
+    conv.run(conv.forward(blocks.gate(i, entering), da, dz, add=blocks.addend(i)))
+
+
+def forward(blocks: Blocks, i: int, entering: Tensor, z: Tensor, onward: Tensor | None) -> Launch:
+    """A block whole."""
+    launch = conv.forward(blocks.gate(i, entering), z, add=blocks.addend(i))
+    r, rb = (None, None) if onward is None else (blocks.r[i], blocks.rb[i].contiguous())
+    more = r, rb, onward, blocks.r.stride()[1:], conv.strides(onward)
+    return over_channels(blocks, launch, block_kernel, *more)
+
+
+def backward(
+    blocks: Blocks, i: int, entering: Tensor, da: Tensor, dz: Tensor, donward: Tensor | None
+) -> Launch:
+    """The gradient of the i-th gate's sums."""
+    launch = conv.forward(blocks.gate(i, entering), da, dz, add=blocks.addend(i))
+    r = None if donward is None else blocks.r[i]
+    more = r, donward, blocks.r.stride()[1:], conv.strides(donward)
+    return over_channels(blocks, launch, block_gradient_kernel, *more)
+
+
+def over_channels(blocks: Blocks, launch: Launch, kernel: object, *more: object) -> Launch:
+    """The launch of a convolution as one of programs that each have all channels."""
+    tensors, sizes, _, static = launch.arguments
+    columns = conv.above(blocks.channels, 16, WIDEST)
+    static = static._replace(BN=tl.constexpr(columns), DOT=tl.constexpr(True))
+    static = static._replace(BK=tl.constexpr(conv.above(blocks.channels, 16, 32)))
+    grid = (sizes.N * triton.cdiv(sizes.T, static.BM.value), 1, 1)
+    options = launch.options | {"num_warps": 4 if columns <= 64 else 8}
+    return Launch(kernel, grid, (tensors, sizes, *more, static), options)
