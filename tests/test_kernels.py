@@ -38,26 +38,30 @@ def check(*arguments):
 @pytest.mark.parametrize("target", static.TARGETS)
 def test_compiles_without_stack(target):
     options = ["--cells", "lstm", "gru", "--dtypes", "bf16", "fp32", "--sizes", "20", "128"]
-    rows = check("--targets", target, *options)
+    rows = check("--operators", "scan", "--targets", target, *options)
     assert {row["form"] for row in rows} >= {"resident"}
     assert all(0 < row["registers"] <= 512 for row in rows)
 
 
 @pytest.mark.parametrize("name", ["lstm_norm", "lstm_peephole", "gru_norm", "gru_before"])
 def test_variants_compile_without_stack(name):
-    check("--targets", "sm_90", "--cells", name, "--dtypes", "bf16", "--sizes", "20", "128")
+    options = ["--cells", name, "--dtypes", "bf16", "--sizes", "20", "128"]
+    check("--operators", "scan", "--targets", "sm_90", *options)
 
 
 def test_toy_cell_compiles():
-    rows = check("--targets", "sm_90", "--cells", "mgu", "--dtypes", "bf16", "--sizes", "64")
+    options = ["--cells", "mgu", "--dtypes", "bf16", "--sizes", "64"]
+    rows = check("--operators", "scan", "--targets", "sm_90", *options)
     assert sum(row["cell"] == "mgu" for row in rows) == 4
 
 
 def test_a_kernel_that_spills_is_seen():
     code = """
-from benchmarks.static import *
+import sys
+from benchmarks.static_scan import *
+from benchmarks.static_targets import fails, measure
 case = Case("sm_90", "lstm", "bf16", 128, True, False)
-row = measure(case, fit.Form(True, 16, 128, 2))
+row = measure(*described(case, fit.Form(True, 16, 128, 2)))
 print(row, fails(row))
 sys.exit(3 if fails(row) else 0)
 """
@@ -65,8 +69,23 @@ sys.exit(3 if fails(row) else 0)
     assert done.returncode == 3, done.stdout + done.stderr
 
 
+def test_layer_norm_compiles_without_stack():
+    """A short row, one that fills a tile, and one in chunks, on every target."""
+    options = ["--dtypes", "bf16", "--sizes", "20", "4096", "16384"]
+    rows = check("--operators", "layer_norm", *options)
+    assert {row["target"] for row in rows} == set(static.TARGETS)
+    kernels = {"layer_norm_kernel", "backward_kernel", "backward_chunks_kernel", "sums_kernel"}
+    assert {row["form"] for row in rows} == kernels
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", static.TARGETS)
+def test_every_kernel_of_layer_norm_compiles_without_stack(target):
+    check("--operators", "layer_norm", "--targets", target)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("sizes", [[], ["--sizes", "20", "50", "100", "128"]], ids=str)
 @pytest.mark.parametrize("target", static.TARGETS)
 def test_every_kernel_compiles_without_stack(target, sizes):
-    check("--targets", target, *sizes)
+    check("--operators", "scan", "--targets", target, *sizes)

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 from torch.testing._internal.common_modules import module_db
 
 from rnnkit.layers.norm import LayerNorm
-from rnnkit.reference.layer_norm import layer_norm
+from rnnkit.ops.layer_norm import layer_norm
 
 ACTIVATE = {
     None: lambda y: y,

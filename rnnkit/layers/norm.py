@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..reference.layer_norm import ACTIVATIONS, layer_norm, named
+from ..activations import POINTWISE, check_activation
+from ..ops.layer_norm import layer_norm
+from ..ops.rows import checked_sizes
 
 
 class LayerNorm(torch.nn.LayerNorm):
@@ -31,17 +33,18 @@ class LayerNorm(torch.nn.LayerNorm):
         *,
         activation: str | None = None,
     ) -> None:
-        named(ACTIVATIONS, activation)
-        sizes = (normalized_shape,) if isinstance(normalized_shape, int) else normalized_shape
-        if not sizes or min(sizes) < 0:
-            raise ValueError(
-                f"normalized_shape must be one or more sizes of at least 0, got {normalized_shape}"
-            )
+        check_activation(activation, POINTWISE)
+        sizes = checked_sizes(normalized_shape)
         super().__init__(list(sizes), eps, elementwise_affine, bias, device, dtype)
         self.activation = activation
 
-    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+    def forward(
+        self, input: Tensor, residual: Tensor | None = None, return_sum: bool = False
+    ) -> Any:
         """activation(LN(input + residual)): all (*, *normalized_shape), any floating dtype.
+
+        With return_sum, also input + residual, with which a pre-norm network goes on:
+        `y, x = norm(x, branch, return_sum=True)`.
 
         Raises ValueError for a residual of another shape than input, and torch's RuntimeError for
         an input that does not end in normalized_shape.
@@ -54,6 +57,7 @@ class LayerNorm(torch.nn.LayerNorm):
             self.eps,
             residual,
             self.activation,
+            return_sum,
         )
 
     def extra_repr(self) -> str:

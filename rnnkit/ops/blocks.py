@@ -52,9 +52,14 @@ def allocate(blocks: Blocks) -> tuple[Tensor, Tensor]:
 
 def allocate_gradients(blocks: Blocks) -> tuple[Tensor, ...]:
     """Uninitialised dx, dw, db, dr, drb and dcondition (empty if there is none)."""
-    shapes = [v.shape for v in blocks[:5]]
-    shapes.append((0,) if blocks.condition is None else blocks.condition.shape)
-    return tuple(blocks.x.new_empty(shape) for shape in shapes)
+    x, condition = blocks.x, blocks.condition
+    dcondition = x.new_empty(0 if condition is None else condition.shape)
+    return *(x.new_empty(v.shape) for v in blocks[:5]), dcondition
+
+
+def cast(blocks: Blocks, dtype: torch.dtype) -> Blocks:
+    """The same with every tensor in another dtype."""
+    return Blocks(*(None if v is None else v.to(dtype) for v in blocks[:6]), blocks.dilations)  # type: ignore
 
 
 def check(blocks: Blocks) -> None:

@@ -162,7 +162,7 @@ def double_backward(ctx: Any, *arriving: Tensor | None) -> tuple[Tensor | None, 
 
     if outer and 0 not in (saved[1].shape[0], saved[1].shape[2]):
         with dispatch.plain_arithmetic(saved[1].device):
-            _, pull = torch.func.vjp(formula, *(saved[i] for i in inner))
+            pull = torch.func.vjp(formula, *(saved[i] for i in inner))[1]
             found = pull(tuple(arriving[i] for i in outer))
         for i, value in zip(inner, found, strict=True):
             result[i] = value

@@ -108,6 +108,5 @@ def check_alike(call: Convolution) -> None:
 
 def cast(call: Convolution, dtype: torch.dtype) -> Convolution:
     """The same with every tensor in another dtype."""
-    return call._replace(
-        **{k: v.to(dtype) for k, v in call._asdict().items() if isinstance(v, Tensor)}
-    )
+    x, weight, bias, state = (None if v is None else v.to(dtype) for v in call[:4])
+    return call._replace(x=x, weight=weight, bias=bias, state=state)  # type: ignore[arg-type]

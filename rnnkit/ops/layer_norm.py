@@ -56,7 +56,7 @@ def layer_norm(
     N, shape = math.prod(sizes), x.shape
     M = math.prod(shape[: len(shape) - len(sizes)])
     dtype = total_dtype(x, residual)
-    if dispatch.on_torch(problem_of(M, N, activation, dtype, x.device, extras=()), x):
+    if dispatch.on_torch(problem_of((M, N), activation, dtype, x.device, extras=()), x):
         y, v = torch_kernels.layer_norm(x, sizes, weight, bias, eps, residual, activation)
         return (y, v) if return_sum else y
     if dtype.itemsize < 4 and x.device.type != "cpu" and dispatch.autocasts(x.device):
@@ -69,16 +69,15 @@ def layer_norm(
 
 
 def problem_of(
-    M: int,
-    N: int,
+    shape: Sequence[int],
     activation: str | None,
     dtype: torch.dtype,
     device: torch.device,
     backward: bool = False,
     extras: tuple[str, ...] | None = None,
 ) -> dispatch.LayerProblem:
-    """dtype is that of x + residual."""
-    sizes, dual = (("M", M), ("N", N)), dispatch.in_forward_mode()
+    """shape: (M, N). dtype: that of x + residual."""
+    sizes, dual = (("M", shape[0]), ("N", shape[1])), dispatch.in_forward_mode()
     return dispatch.LayerProblem(
         "layer_norm", sizes, activation, dtype, device, backward, dual, extras
     )
@@ -97,10 +96,10 @@ def _op(
     call = (x, weight, bias, residual, eps, activation, dtype)
     if x.numel() == 0:
         return reference.layer_norm(*call)
-    kind = activation, total_dtype(x, residual), x.device
+    problem = problem_of(x.shape, activation, total_dtype(x, residual), x.device)
     with dispatch.plain_arithmetic(x.device):
         found: tuple[Tensor, Tensor, Tensor]
-        found = dispatch.settle(problem_of(*x.shape, *kind)).layer_norm(*call)
+        found = dispatch.settle(problem).layer_norm(*call)
     return found
 
 
@@ -126,7 +125,7 @@ def _backward_op(
         dv, dw, db = allocate_gradients(v, weight, bias)
         return dv.zero_() if dtotal is None else dv.copy_(dtotal), dw.zero_(), db.zero_()
     with dispatch.plain_arithmetic(v.device):
-        problem = problem_of(*v.shape, activation, v.dtype, v.device, backward=True)
+        problem = problem_of(v.shape, activation, v.dtype, v.device, backward=True)
         found: tuple[Tensor, Tensor, Tensor]
         found = dispatch.settle(problem).layer_norm_backward(*call)
     return found
@@ -141,7 +140,7 @@ def forward_mode(*call: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Where inputs may have tangents: the reference, which torch itself differentiates."""
     x, residual, activation = call[0], call[3], call[5]
     # Refuses a forced backend that is not the reference.
-    dispatch.settle(problem_of(*x.shape, activation, total_dtype(x, residual), x.device))
+    dispatch.settle(problem_of(x.shape, activation, total_dtype(x, residual), x.device))
     with dispatch.plain_arithmetic(x.device):
         return reference.layer_norm(*call)
 

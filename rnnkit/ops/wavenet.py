@@ -14,7 +14,7 @@ from torch import Tensor
 from .. import dispatch
 from ..reference import wavenet as reference
 from ..torch_kernels import wavenet as torch_kernels
-from .blocks import Blocks, allocate, allocate_gradients, check
+from .blocks import Blocks, allocate, allocate_gradients, cast, check
 from .transforms import differentiable, fold, one_by_one, unfold
 
 
@@ -48,8 +48,7 @@ def wavenet(
         return torch_kernels.wavenet(x, w, b, r, rb, condition, dilations)
     blocks = Blocks(x, *stacked(x, w, b, r, rb), condition, tuple(dilations))
     if dispatch.autocasts(x.device):
-        dtype = torch.get_autocast_dtype(x.device.type)
-        blocks = Blocks(*(None if v is None else v.to(dtype) for v in blocks[:6]), dilations)
+        blocks = cast(blocks, torch.get_autocast_dtype(x.device.type))
     check(blocks)
     xs, z = _wavenet(*blocks)
     return xs.unbind(0), z
@@ -164,12 +163,13 @@ def double_backward(ctx: Any, *arriving: Tensor | None) -> tuple[Tensor | None, 
         for i, value in zip(inner, values, strict=True):
             full[i] = value
         dxs, dz, xs, z = full[:4]
-        found = reference.gradients(Blocks(*full[4:], ctx.dilations), xs, z, dxs, dz)
+        blocks = Blocks(*full[4:10], ctx.dilations)  # type: ignore[call-arg]
+        found = reference.gradients(blocks, xs, z, dxs, dz)
         return tuple(found[i] for i in outer)
 
     if outer and saved[4].numel():
         with dispatch.plain_arithmetic(saved[4].device):
-            _, pull = torch.func.vjp(formula, *(saved[i] for i in inner))
+            pull = torch.func.vjp(formula, *(saved[i] for i in inner))[1]
             found = pull(tuple(arriving[i] for i in outer))
         for i, value in zip(inner, found, strict=True):
             result[i] = value

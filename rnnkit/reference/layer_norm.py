@@ -41,11 +41,11 @@ def layer_norm(
         y (M, N); total (M, N), which is v, or (0, N) without a residual; stats (2, M), the mean and
         1 / sqrt(var + eps), in the dtype of all arithmetic: v's, or float32 if v's is a half dtype.
     """
-    total = x.new_empty(0, x.shape[1]) if residual is None else x + residual
+    total = x.new_empty(0, x.shape[1]) if residual is None else (x + residual).contiguous()
     v = x if residual is None else total
     mean, scale = statistics(v, eps)
     a = affine((wide(v) - mean) * scale, weight, bias)
-    y = ACTIVATIONS[activation].value(a).to(dtype, copy=True)
+    y = ACTIVATIONS[activation].value(a).to(dtype, copy=True).contiguous()
     return y, total, torch.stack((mean[:, 0], scale[:, 0]))
 
 
@@ -72,7 +72,7 @@ def layer_norm_backward(
     dv = dv if dtotal is None else dv + dtotal
     dw = v.new_empty(0) if weight is None else (da * n).sum(0).to(weight.dtype)
     db = v.new_empty(0) if bias is None else da.sum(0).to(bias.dtype)
-    return dv.to(v.dtype), dw, db
+    return dv.to(v.dtype).contiguous(), dw, db
 
 
 def wide(v: Tensor) -> Tensor:

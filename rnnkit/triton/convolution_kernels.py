@@ -70,6 +70,16 @@ def add_product(acc, t, z, n, g, k, first, col, time, C: tl.constexpr):
 
 
 @triton.jit
+def with_addends(v, t, z, n, row, time, exists, real, C: tl.constexpr):
+    """A tile of products plus the bias and the addend, where there are any."""
+    if t.b is not None:
+        v += tl.load(t.b + row, mask=exists, other=0).to(C.DTYPE)[None, :]
+    if t.add is not None:
+        v += tl.load(at(t.add, z.add, n, row, time), mask=real, other=0).to(C.DTYPE)
+    return v
+
+
+@triton.jit
 def before_activation(t, z, n, g, col, time, real, C: tl.constexpr):
     """The C.PARTS tiles: all taps' products, the bias and the addend."""
     acc = ()
@@ -80,12 +90,8 @@ def before_activation(t, z, n, g, col, time, real, C: tl.constexpr):
         acc = add_product(acc, t, z, n, g, i // depth, (i % depth) * C.BK, col, time, C)
     out = ()
     for part in tl.static_range(C.PARTS):
-        row, v = g * z.cols + col + part * z.cols, acc[part]
-        if t.b is not None:
-            v += tl.load(t.b + row, mask=col < z.cols, other=0).to(C.DTYPE)[None, :]
-        if t.add is not None:
-            v += tl.load(at(t.add, z.add, n, row, time), mask=real, other=0).to(C.DTYPE)
-        out = out + (v,)
+        row = g * z.cols + col + part * z.cols
+        out = out + (with_addends(acc[part], t, z, n, row, time, col < z.cols, real, C),)
     return out
 
 

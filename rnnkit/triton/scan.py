@@ -16,9 +16,10 @@ from ..ops.sequence import Inputs, flags
 from . import stepwise
 from .arguments import Backward, Forward, Launch, Sizes, Static
 from .cells import equations
-from .fit import INTERPRETED, Form, choose_form, largest, sums
+from .fit import Form, choose_form, largest, sums
 from .kernels import PER_GATE, TOGETHER, scan_backward_kernel, scan_kernel
 from .product import precision_of
+from .usable import why_unusable
 
 if TYPE_CHECKING:
     from ..dispatch import Problem
@@ -35,14 +36,9 @@ def why_not(problem: Problem) -> str | None:
     """Why the kernels cannot run this problem; None if they can."""
     if equations(problem.cell) is None:
         return f"cell {problem.cell!r} has no Triton equations"
-    if problem.forward_mode:
-        return "its kernels have no forward-mode derivatives"
-    if problem.device.type == "cpu" and not INTERPRETED:
-        return "its kernels run on a GPU, and on a CPU only with TRITON_INTERPRET=1"
-    if problem.device.type not in ("cpu", "cuda"):
-        return f"it has no kernels for device type {problem.device.type!r}"
-    if INTERPRETED and problem.dtype == torch.bfloat16:
-        return "triton's interpreter computes bfloat16 wrongly"
+    unusable = why_unusable(problem)
+    if unusable is not None:
+        return unusable
     if problem.N > MOST_GROUPS:
         return f"N = {problem.N} groups: a GPU's grid takes at most {MOST_GROUPS}"
     if problem.runs > 31:

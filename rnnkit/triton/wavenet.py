@@ -7,33 +7,35 @@ the gate's sums, one for that of the block's input, and two for its parameters'.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from ..ops.blocks import Blocks, allocate, allocate_gradients
-from . import causal_conv1d as conv
-from .fit import INTERPRETED
+from . import convolution as conv
+from .causal_conv1d import why_not
+from .fit import AMD, INTERPRETED
 from .launch import Launch
+from .product import precision_of
 from .wavenet_kernels import block_gradient_kernel, block_kernel
 
-if TYPE_CHECKING:
-    from ..dispatch import LayerProblem
+__all__ = ["wavenet", "wavenet_backward", "why_not"]
 
-# The most channels of which one program holds the gate, and the weights of the product after it.
+# The most channels that one program holds, of the gate and of the product after it.
 WIDEST = 128
 
-why_not = conv.why_not
 
-
-def fused(blocks: Blocks) -> bool:
-    """Whether one program holds all channels. Triton's compiler fails on float64 products."""
-    dtype = blocks.x.dtype
-    widest = WIDEST if dtype.itemsize == 2 else WIDEST // 2
-    return conv.FEW <= blocks.channels <= widest and (dtype != torch.float64 or INTERPRETED)
+def fused(blocks: Blocks, amd: bool = AMD) -> bool:
+    """Whether one program holds all channels: where the matrix units take the products, up to the
+    width at which the compiled kernels keep all in registers, as `benchmarks.static` shows.
+    """
+    C, dtype = blocks.channels, blocks.x.dtype
+    if dtype.itemsize > 2 and not INTERPRETED:
+        fast = dtype == torch.float32 and (amd or precision_of(dtype, "conv") == "tf32")
+        return fast and conv.FEW <= C <= WIDEST // 2
+    wide = dtype.itemsize == 2 and C % 16 == 0 and not amd
+    return conv.FEW <= C <= (WIDEST if wide else WIDEST // 2)
 
 
 def wavenet(blocks: Blocks) -> tuple[Tensor, Tensor]:
@@ -126,8 +128,10 @@ def over_channels(blocks: Blocks, launch: Launch, kernel: object, *more: object)
     """The launch of a convolution as one of programs that each have all channels."""
     tensors, sizes, _, static = launch.arguments
     columns = conv.above(blocks.channels, 16, WIDEST)
-    static = static._replace(BN=tl.constexpr(columns), DOT=tl.constexpr(True))
-    static = static._replace(BK=tl.constexpr(conv.above(blocks.channels, 16, 32)))
-    grid = (sizes.N * triton.cdiv(sizes.T, static.BM.value), 1, 1)
-    options = launch.options | {"num_warps": 4 if columns <= 64 else 8}
+    # Tiles and warps for which the compiled kernels keep all in registers.
+    steps = min(static.BM.value, 64 if columns <= 64 else 32)
+    tile = {"BM": steps, "BN": columns, "BK": conv.above(blocks.channels, 16, 32), "DOT": True}
+    static = static._replace(**{name: tl.constexpr(value) for name, value in tile.items()})
+    grid = (sizes.N * triton.cdiv(sizes.T, steps), 1, 1)
+    options = launch.options | {"num_warps": 4 if columns <= 32 else 8}
     return Launch(kernel, grid, (tensors, sizes, *more, static), options)
