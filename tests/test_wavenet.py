@@ -6,10 +6,13 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
+import torch.nn.utils.prune
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import vmap
 from torch.testing import assert_close
 
+import rnnkit
+from rnnkit.layers.conv import CausalConv1d
 from rnnkit.layers.wavenet import WaveNet, WaveNetBlock
 
 CLOSE = {"rtol": 1e-11, "atol": 1e-12}
@@ -18,6 +21,13 @@ CLOSE = {"rtol": 1e-11, "atol": 1e-12}
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def reference():
+    """The convolutions have tests of their own, and kernels in the interpreter would be slow."""
+    with rnnkit.backend("reference"):
+        yield
 
 
 def randn(*shape):
@@ -196,3 +206,125 @@ def test_input_errors():
         WaveNet(2, 3)(torch.zeros(4, 3, 9))
     with pytest.raises(ValueError, match=message):
         WaveNetBlock(2)(torch.zeros(4, 3, 9))
+
+
+def small():
+    return WaveNet(2, 3, residual_channels=4, layers=2, blocks=2, dtype=torch.double)
+
+
+def runs_the_blocks(model, monkeypatch):
+    """How many blocks a call runs one by one."""
+    calls, forward = [], WaveNetBlock.forward
+
+    def counted(self, *args, **kwargs):
+        calls.append(self)
+        return forward(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(WaveNetBlock, "forward", counted)
+        model(torch.zeros(1, 2, 5, dtype=torch.double))
+    return len(calls)
+
+
+class Doubled(WaveNetBlock):
+    def forward(self, x):
+        on, skip = super().forward(x)
+        return on, 2 * skip
+
+
+def test_a_replaced_block_runs(monkeypatch):
+    model, x = small(), randn(1, 2, 9)
+    assert runs_the_blocks(model, monkeypatch) == 0
+    expected = paper_stack(dict(model.named_parameters()), x, [1, 2, 1, 2])
+    for i in (0, 2):
+        other = Doubled(4, dilation=model.blocks[i].conv.dilation[0], dtype=torch.double)
+        other.load_state_dict(model.blocks[i].state_dict())
+        other.skip.weight.data *= 0.5
+        other.skip.bias.data *= 0.5
+        model.blocks[i] = other
+    assert runs_the_blocks(model, monkeypatch) == 4
+    assert_close(model(x), expected, **CLOSE)
+
+
+@pytest.mark.parametrize("part", ["", ".conv", ".residual", ".skip"])
+@pytest.mark.parametrize("kind", ["forward", "forward_pre", "full_backward", "full_backward_pre"])
+def test_hooks_run(part, kind, monkeypatch):
+    model, x, ran = small(), randn(1, 2, 9), []
+    expected = model(x)
+    (dx,) = torch.autograd.grad(expected.sum(), x)
+    module = model.get_submodule(f"blocks.1{part}")
+    handle = getattr(module, f"register_{kind}_hook")(lambda *args: ran.append(args[0]))
+    y = model(x)
+    assert_close(y, expected, **CLOSE)
+    assert_close(torch.autograd.grad(y.sum(), x), (dx,), **CLOSE)
+    assert ran == [module]
+    handle.remove()
+    assert runs_the_blocks(model, monkeypatch) == 0
+
+
+def test_hooks_of_all_modules_run():
+    model, ran = small(), []
+    with torch.nn.modules.module.register_module_forward_hook(lambda m, *args: ran.append(m)):
+        model(randn(1, 2, 9))
+    assert {model.blocks[0], model.blocks[0].conv, model.blocks[3].skip} <= set(ran)
+
+
+def in_a_sequence(block):
+    block.conv = torch.nn.Sequential(block.conv)
+
+
+def own_forward(block):
+    forward = block.conv.forward
+    block.conv.forward = lambda input: forward(input)
+
+
+def pruned(block):
+    torch.nn.utils.prune.identity(block.conv, "weight")
+
+
+@pytest.mark.parametrize("replace", [in_a_sequence, own_forward, pruned])
+def test_replaced_parts_run(replace):
+    """What no longer is a plain product of its weights, or has weights that a hook makes."""
+    model, x = small(), randn(1, 2, 9)
+    expected = model(x)
+    replace(model.blocks[1])
+    assert not model.is_fusible()
+    assert_close(model(x), expected, **CLOSE)
+
+
+def test_other_options_of_parts_are_kept():
+    """A convolution with groups, without bias or of more taps, where a block has a plain one."""
+    options = {"dtype": torch.double}
+    for name, part in (
+        ("conv", CausalConv1d(4, 8, 2, groups=2, **options)),
+        ("conv", CausalConv1d(4, 8, 2, bias=False, **options)),
+        ("conv", CausalConv1d(4, 8, 3, dilation=5, **options)),
+        ("residual", CausalConv1d(4, 4, 2, **options)),
+        ("skip", CausalConv1d(4, 4, 1, activation="tanh", **options)),
+        ("skip", CausalConv1d(4, 4, 1, bias=False, **options)),
+    ):
+        model, x = small(), randn(1, 2, 9)
+        setattr(model.blocks[1], name, part)
+        expected, total = model.input(x), 0
+        for block in model.blocks:
+            f, g = block.conv(expected).chunk(2, 1)
+            z = torch.tanh(f) * torch.sigmoid(g)
+            total = total + block.skip(z)
+            expected = expected if block.residual is None else expected + block.residual(z)
+        assert_close(model(x), model.output(model.hidden(total.relu())), **CLOSE)
+
+
+def test_weight_norm(monkeypatch):
+    """A parametrized weight is made anew at each call, in one go or not."""
+    model, x = small(), randn(1, 2, 9)
+    lead = model.input(x).detach()
+    expected = model.skips(lead)
+    for block in model.blocks:
+        torch.nn.utils.parametrizations.weight_norm(block.conv)
+    assert runs_the_blocks(model, monkeypatch) == 0
+    assert_close(model.skips(lead), expected, **CLOSE)
+    lengths = model.blocks[0].conv.parametrizations.weight.original0
+    (gradient,) = torch.autograd.grad(model.skips(lead).square().sum(), lengths)
+    assert (gradient != 0).all()
+    lengths.data *= 2
+    assert not torch.allclose(model.skips(lead), expected)

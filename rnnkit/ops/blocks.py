@@ -62,11 +62,15 @@ def cast(blocks: Blocks, dtype: torch.dtype) -> Blocks:
     return Blocks(*(None if v is None else v.to(dtype) for v in blocks[:6]), blocks.dilations)  # type: ignore
 
 
+def check_input(x: Tensor) -> None:
+    """ValueError unless x is what blocks can read."""
+    if x.dim() != 3 or not x.is_floating_point():
+        raise ValueError(f"x must be (N, C, L) and floating, got {tuple(x.shape)} of {x.dtype}")
+
+
 def check(blocks: Blocks) -> None:
     """Raises, naming the argument, for the first one that does not fit the others."""
     x, w = blocks.x, blocks.w
-    if x.dim() != 3 or not x.is_floating_point():
-        raise ValueError(f"x must be (N, C, L) and floating, got {tuple(x.shape)} of {x.dtype}")
     (N, C, L), D = x.shape, len(blocks.dilations)
     if w.dim() != 4 or w.shape[:3] != (D, 2 * C, C) or 0 in w.shape:
         raise ValueError(f"w must be (D, 2C, C, K) = ({D}, {2 * C}, {C}, K), got {tuple(w.shape)}")

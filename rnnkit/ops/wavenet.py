@@ -14,7 +14,7 @@ from torch import Tensor
 from .. import dispatch
 from ..reference import wavenet as reference
 from ..torch_kernels import wavenet as torch_kernels
-from .blocks import Blocks, allocate, allocate_gradients, cast, check
+from .blocks import Blocks, allocate, allocate_gradients, cast, check, check_input
 from .transforms import differentiable, fold, one_by_one, unfold
 
 
@@ -44,6 +44,7 @@ def wavenet(
 
     Raises ValueError or TypeError, naming the argument.
     """
+    check_input(x)
     if dispatch.on_torch(problem_of(x, w, extras=()), x):
         return torch_kernels.wavenet(x, w, b, r, rb, condition, dilations)
     blocks = Blocks(x, *stacked(x, w, b, r, rb), condition, tuple(dilations))
@@ -127,7 +128,7 @@ def forward_mode(*values: Any) -> tuple[Tensor, Tensor]:
     """The blocks where inputs may have tangents: torch's, differentiated by torch itself."""
     blocks = Blocks(*values)
     dispatch.settle(problem_of(blocks.x, blocks.w))  # refuses a forced triton
-    xs, z = torch_kernels.wavenet(*blocks)
+    xs, z = torch_kernels.wavenet(*values)
     return torch.stack(tuple(xs)) if xs else blocks.x.new_empty(0, *blocks.x.shape), z
 
 
