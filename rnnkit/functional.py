@@ -1,4 +1,4 @@
-"""The layers without modules: one recurrent layer in all its directions, as a function."""
+"""The layers without modules: the operators, and one recurrent layer in all its directions."""
 
 from __future__ import annotations
 
@@ -10,14 +10,26 @@ from torch import Tensor
 
 from . import dispatch
 from .cells import find
+from .ops.causal_conv1d import causal_conv1d
+from .ops.layer_norm import layer_norm
 from .ops.scan import scan
+from .ops.wavenet import wavenet
 from .projection import Noise, Weights, prepare
 from .torch_kernels import scan as torch_kernels
 
 if TYPE_CHECKING:
     from .layers.sequences import Call
 
-__all__ = ["Noise", "Result", "Weights", "recurrent", "scan"]
+__all__ = [
+    "Noise",
+    "Result",
+    "Weights",
+    "causal_conv1d",
+    "layer_norm",
+    "recurrent",
+    "scan",
+    "wavenet",
+]
 
 
 QUIET = Noise()

@@ -69,6 +69,22 @@ sys.exit(3 if fails(row) else 0)
     assert done.returncode == 3, done.stdout + done.stderr
 
 
+def test_convolutions_compile_without_stack():
+    rows = check("--operators", "causal_conv1d", "--dtypes", "bf16", "--sizes", "32", "64")
+    assert {row["target"] for row in rows} == set(static.TARGETS)
+    assert {row["form"] for row in rows} == {"y", "sums", "dx", "dw"}
+
+
+def test_wavenet_blocks_compile_without_stack_and_move_less():
+    rows = check("--operators", "wavenet", "--dtypes", "bf16", "--sizes", "20", "64")
+    assert {row["target"] for row in rows} == set(static.TARGETS)
+    for row in rows:
+        if row["form"] == "block":
+            # Read x, write z and what goes on; with a condition, read that too.
+            assert row["bytes"] == 2 * row["C"] * (5 if row["condition"] else 3)
+            assert row["torch's bytes"] > 4 * row["bytes"]
+
+
 def test_layer_norm_compiles_without_stack():
     """A short row, one that fills a tile, and one in chunks, on every target."""
     options = ["--dtypes", "bf16", "--sizes", "20", "4096", "16384"]
@@ -79,9 +95,10 @@ def test_layer_norm_compiles_without_stack():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("operator", ["layer_norm", "causal_conv1d", "wavenet"])
 @pytest.mark.parametrize("target", static.TARGETS)
-def test_every_kernel_of_layer_norm_compiles_without_stack(target):
-    check("--operators", "layer_norm", "--targets", target)
+def test_every_kernel_of_a_layer_compiles_without_stack(target, operator):
+    check("--operators", operator, "--targets", target)
 
 
 @pytest.mark.slow

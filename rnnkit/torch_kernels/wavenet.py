@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from ..ops.convolution import Convolution
 from .activations import gated
+from .causal_conv1d import causal_conv1d
 
 if TYPE_CHECKING:
     from ..dispatch import LayerProblem
@@ -57,11 +58,4 @@ def wavenet(
 
 def convolve(x: Tensor, w: Tensor, b: Tensor | None, dilation: int = 1) -> Tensor:
     """The causal convolution of x (N, C, L) with w (O, C, K): (N, O, L)."""
-    context = (w.shape[2] - 1) * dilation
-    # conv1d refuses an input shorter than its kernel: compute one step and drop it, which keeps
-    # dtype (autocast) and gradients (zeros) what they are for any other length.
-    more = int(x.shape[2] == 0)
-    # Padding by nothing would still copy.
-    seen = F.pad(x, (context, more)) if context or more else x
-    y = F.conv1d(seen, w, b, dilation=dilation)
-    return y[..., :0] if more else y
+    return causal_conv1d(Convolution(x, w, b, None, 1, dilation, 1, None, False))
