@@ -15,7 +15,7 @@ from .. import dispatch
 from ..reference import causal_conv1d as reference
 from ..torch_kernels import causal_conv1d as torch_kernels
 from .convolution import Convolution, allocate, allocate_gradients, cast, check, check_alike
-from .transforms import differentiable, fold, one_by_one, unfold
+from .transforms import differentiable, fold, one_by_one, pull_back, unfold
 
 
 def causal_conv1d(
@@ -148,25 +148,13 @@ def backward_setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> No
 
 def double_backward(ctx: Any, *arriving: Tensor | None) -> tuple[Tensor | None, ...]:
     """Differentiates the reference's explicit backward, so that any order is right."""
-    saved, wanted = ctx.saved_tensors, ctx.wanted
-    inner = [i for i, v in enumerate(saved) if v is not None]
-    outer = [i for i, v in enumerate(arriving) if v is not None and v.numel()]
-    result: list[Tensor | None] = [None] * (len(saved) + len(ctx.static) + 1)
 
-    def formula(*values: Tensor) -> tuple[Tensor, ...]:
-        full = list(saved)
-        for i, value in zip(inner, values, strict=True):
-            full[i] = value
-        found = reference.gradients(Convolution(*full[1:], *ctx.static), full[0], wanted)
-        return tuple(found[i] for i in outer)  # type: ignore[misc]
+    def formula(dy: Tensor, *saved: Any) -> tuple[Tensor | None, ...]:
+        return reference.gradients(Convolution(*saved, *ctx.static), dy, ctx.wanted)
 
-    if outer and 0 not in (saved[1].shape[0], saved[1].shape[2]):
-        with dispatch.plain_arithmetic(saved[1].device):
-            pull = torch.func.vjp(formula, *(saved[i] for i in inner))[1]
-            found = pull(tuple(arriving[i] for i in outer))
-        for i, value in zip(inner, found, strict=True):
-            result[i] = value
-    return tuple(result)
+    saved, x = ctx.saved_tensors, ctx.saved_tensors[1]
+    found = [None] * len(saved) if x.numel() == 0 else pull_back(formula, saved, arriving)
+    return (*found, *(None,) * (len(ctx.static) + 1))
 
 
 def vmap(info: Any, axes: Sequence[int | None], *args: Any) -> tuple[Any, Any]:

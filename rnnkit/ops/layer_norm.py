@@ -18,7 +18,7 @@ from ..activations import POINTWISE, check_activation
 from ..reference import layer_norm as reference
 from ..torch_kernels import layer_norm as torch_kernels
 from .rows import allocate, allocate_gradients, check, checked_sizes, total_dtype
-from .transforms import differentiable, fold, one_by_one, unfold
+from .transforms import differentiable, fold, one_by_one, pull_back, unfold
 
 
 def layer_norm(
@@ -176,25 +176,12 @@ def backward_setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tens
 
 def double_backward(ctx: Any, *arriving: Tensor | None) -> tuple[Tensor | None, ...]:
     """Differentiates the reference's explicit backward, so that any order is right."""
-    saved = ctx.saved_tensors
-    inner = [i for i, value in enumerate(saved) if value is not None]
-    outer = [i for i, value in enumerate(arriving) if value is not None]
 
-    def formula(*values: Tensor) -> tuple[Tensor, ...]:
-        full = list(saved)
-        for i, value in zip(inner, values, strict=True):
-            full[i] = value
-        dy, dtotal, v, weight, bias = full
-        found = reference.layer_norm_backward(dy, dtotal, v, weight, bias, None, *ctx.static)
-        return tuple(found[i] for i in outer)
+    def formula(*saved: Any) -> tuple[Tensor, ...]:
+        return reference.layer_norm_backward(*saved, None, *ctx.static)  # type: ignore[call-arg]
 
-    result: list[Tensor | None] = [None] * 8
-    if outer:
-        with dispatch.plain_arithmetic(saved[2].device):
-            vjp = torch.func.vjp(formula, *(saved[i] for i in inner))[1]
-        for i, value in zip(inner, vjp(tuple(arriving[i] for i in outer)), strict=True):
-            result[i] = value
-    return tuple(result)
+    found = pull_back(formula, ctx.saved_tensors, arriving)
+    return (*found, *(None,) * 3)
 
 
 def vmap(info: Any, axes: Sequence[Any], *args: Any) -> tuple[Any, Any]:

@@ -18,7 +18,7 @@ from .allocate import allocate, allocate_gradients, empty_gradients
 from .check import check
 from .gradients import gradients
 from .sequence import Inputs, valid
-from .transforms import differentiable, fold, unfold
+from .transforms import differentiable, fold, pull_back, unfold
 
 # Where the group (or the batch) dimension of each argument stands: vmap folds into it.
 GROUP = {"x": 2, "w": 0, "b": 0, "s0": 2, "p": 0, "m": 2, "d": 1, "lengths": 1, "resets": 2}
@@ -182,34 +182,20 @@ def backward_setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tens
 
 def double_backward(ctx: Any, *arriving: Tensor | None) -> tuple[Tensor | None, ...]:
     """Differentiates the reference's explicit backward, so that any order is right."""
-    saved = ctx.saved_tensors
-    # The first ten may have a gradient: three cotangents, two states, and x w b s0 p.
-    inner = [i for i, v in enumerate(saved[:10]) if v is not None]
-    outer = [i for i, v in enumerate(arriving) if v is not None]
 
-    def formula(*values: Tensor) -> tuple[Tensor, ...]:
-        full = list(saved)
-        for i, value in zip(inner, values, strict=True):
-            full[i] = value
-        inputs = given(*full[5:], *ctx.static)
+    def formula(*saved: Any) -> tuple[Tensor, ...]:
+        inputs = given(*saved[5:], *ctx.static)
         live = valid(inputs)
         if live is not None:
             # Padding may hold NaN, which the derivative of masking it afterwards would let through.
             inputs = inputs._replace(x=inputs.x.masked_fill(~live[..., None, None], 0))
         if inputs.x.numel() == 0:
-            found = empty_gradients(inputs, full[2])
-        else:
-            states, cotangents = (full[3], *full[4]), (full[0], full[1], full[2])
-            found = gradients(reference, inputs, states, cotangents)
-        return tuple(found[i] for i in outer)
+            return empty_gradients(inputs, saved[2])
+        states, cotangents = (saved[3], *saved[4]), (saved[0], saved[1], saved[2])
+        return gradients(reference, inputs, states, cotangents)
 
-    result: list[Tensor | None] = [None] * (len(saved) + 2)
-    if outer:
-        with dispatch.plain_arithmetic(saved[5].device):
-            vjp = torch.func.vjp(formula, *(saved[i] for i in inner))[1]
-        for i, value in zip(inner, vjp(tuple(arriving[i] for i in outer)), strict=True):
-            result[i] = value
-    return tuple(result)
+    # The first ten may have a gradient: three cotangents, two states, and x w b s0 p.
+    return (*pull_back(formula, ctx.saved_tensors, arriving, 10), None, None)
 
 
 def vmap(info: Any, axes: Sequence[int | None], *args: Any) -> tuple[Any, Any]:

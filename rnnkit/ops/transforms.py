@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from ..dispatch import plain_arithmetic
+
 Axes = Sequence[int | None]
 
 
@@ -45,6 +47,39 @@ def differentiable(
         return op(*args)
 
     return call
+
+
+def pull_back(
+    formula: Callable[..., tuple[Any, ...]],
+    saved: Sequence[Tensor | None],
+    arriving: Sequence[Tensor | None],
+    most: int | None = None,
+) -> list[Tensor | None]:
+    """The gradients of what a backward operator saved, given those of its results.
+
+    formula takes all that was saved and gives all results, by operations that torch differentiates;
+    so derivatives of any order are right. Only the first `most` of saved may have a gradient.
+    """
+    inner = [i for i, v in enumerate(saved[:most]) if v is not None]
+    # What was not wanted is empty, and its gradient says nothing.
+    outer = [i for i, v in enumerate(arriving) if v is not None and v.numel()]
+    result: list[Tensor | None] = [None] * len(saved)
+
+    def chosen(*values: Tensor) -> tuple[Any, ...]:
+        full = list(saved)
+        for i, value in zip(inner, values, strict=True):
+            full[i] = value
+        found = formula(*full)
+        return tuple(found[i] for i in outer)
+
+    if outer:
+        given = [v for v in saved[:most] if v is not None]
+        with plain_arithmetic(given[0].device):
+            vjp = torch.func.vjp(chosen, *given)[1]
+            found = vjp(tuple(arriving[i] for i in outer))
+        for i, value in zip(inner, found, strict=True):
+            result[i] = value
+    return result
 
 
 def fold(value: Tensor | None, batched: int | None, size: int, axis: int) -> Tensor | None:

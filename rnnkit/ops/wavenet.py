@@ -15,7 +15,7 @@ from .. import dispatch
 from ..reference import wavenet as reference
 from ..torch_kernels import wavenet as torch_kernels
 from .blocks import Blocks, allocate, allocate_gradients, cast, check, check_input
-from .transforms import differentiable, fold, one_by_one, unfold
+from .transforms import differentiable, fold, one_by_one, pull_back, unfold
 
 
 def wavenet(
@@ -154,27 +154,14 @@ def backward_setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> No
 
 def double_backward(ctx: Any, *arriving: Tensor | None) -> tuple[Tensor | None, ...]:
     """Differentiates the reference's explicit backward, so that any order is right."""
-    saved = ctx.saved_tensors
-    inner = [i for i, v in enumerate(saved) if v is not None]
-    outer = [i for i, v in enumerate(arriving) if v is not None and v.numel()]
-    result: list[Tensor | None] = [None] * (len(saved) + 1)
 
-    def formula(*values: Tensor) -> tuple[Tensor, ...]:
-        full = list(saved)
-        for i, value in zip(inner, values, strict=True):
-            full[i] = value
-        dxs, dz, xs, z = full[:4]
-        blocks = Blocks(*full[4:10], ctx.dilations)  # type: ignore[call-arg]
-        found = reference.gradients(blocks, xs, z, dxs, dz)
-        return tuple(found[i] for i in outer)
+    def formula(dxs: Any, dz: Any, xs: Tensor, z: Tensor, *saved: Any) -> tuple[Tensor, ...]:
+        blocks = Blocks(*saved, ctx.dilations)  # type: ignore[call-arg]
+        return reference.gradients(blocks, xs, z, dxs, dz)
 
-    if outer and saved[4].numel():
-        with dispatch.plain_arithmetic(saved[4].device):
-            pull = torch.func.vjp(formula, *(saved[i] for i in inner))[1]
-            found = pull(tuple(arriving[i] for i in outer))
-        for i, value in zip(inner, found, strict=True):
-            result[i] = value
-    return tuple(result)
+    saved, x = ctx.saved_tensors, ctx.saved_tensors[4]
+    found = [None] * len(saved) if x.numel() == 0 else pull_back(formula, saved, arriving)
+    return (*found, None)
 
 
 def vmap(info: Any, axes: Sequence[Any], *args: Any) -> tuple[Any, Any]:
