@@ -5,6 +5,7 @@ import random
 import pytest
 import torch
 import torch.nn.functional as F
+from operator_calls import assert_same, pairs, permuted
 from test_conv import ACTIVATE, taps
 from torch.func import functional_call, grad, jvp, vmap
 
@@ -70,15 +71,6 @@ def run(call, function=causal_conv1d):
     leaves = {name: call[name] for name in NAMES if call[name] is not None}
     gradients = torch.autograd.grad(y, list(leaves.values()), dy)
     return {"y": y} | {f"d{k}": v for k, v in zip(leaves, gradients, strict=True)}
-
-
-def assert_same(found, expected, tolerance):
-    assert found.keys() == expected.keys()
-    for name, value in expected.items():
-        assert found[name].shape == value.shape, name
-        if value.numel():
-            error = (found[name] - value).abs().max() / (1 + value.abs().max())
-            assert error < tolerance, f"{name}: {error}"
 
 
 def problems(count):
@@ -155,19 +147,7 @@ KINDS = {
 kinds = pytest.mark.parametrize("kind", KINDS)
 
 
-def pairs(main, kinds=KINDS, backends=BACKENDS):
-    """Every backend with every kind, but on kernels, which the interpreter runs slowly, those but
-    the main kind only in `make test-all`.
-    """
-    found = []
-    for on in backends:
-        for kind in kinds:
-            minor = on == backends[2] or (on == "triton" and kind != main)
-            found.append(pytest.param(on, kind, marks=[pytest.mark.slow] if minor else []))
-    return pytest.mark.parametrize(("on", "kind"), found, indirect=["on"])
-
-
-heavy = pairs("gated")
+heavy = pairs("gated", KINDS, BACKENDS)
 
 
 @heavy
@@ -180,13 +160,6 @@ def test_gradcheck_and_gradgradcheck(on, kind, device):
     fast = {"fast_mode": True, "check_undefined_grad": on == "reference"}
     assert torch.autograd.gradcheck(function, tensors_of(call), nondet_tol=0.0, **fast)
     assert torch.autograd.gradgradcheck(function, tensors_of(call), **fast)
-
-
-def permuted(value):
-    """The same values in a dense layout with the last two dimensions exchanged."""
-    if value is None or value.dim() < 2:
-        return value
-    return value.detach().mT.contiguous().mT.requires_grad_()
 
 
 @heavy
@@ -271,7 +244,7 @@ def test_bitwise_repeatable_and_backward_twice(on, kind, device):
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-@pairs("gated", ["gated", "depthwise gate", "gate in pieces"])
+@pairs("gated", ["gated", "depthwise gate", "gate in pieces"], BACKENDS)
 def test_chunks_equal_the_whole_bit_for_bit(on, kind, device):
     """In float64, forward: an output depends on nothing but its own taps."""
     C = 24

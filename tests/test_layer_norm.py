@@ -5,6 +5,7 @@ import random
 
 import pytest
 import torch
+from operator_calls import assert_same, permuted
 from torch.func import functional_call, grad, jvp, vmap
 
 import rnnkit
@@ -84,15 +85,6 @@ def run(call, function=layer_norm, only=("y", "sum")):
     return found | {f"d{k}": v for k, v in zip(leaves, gradients, strict=True)}
 
 
-def assert_same(found, expected, tolerance):
-    assert found.keys() == expected.keys()
-    for name, value in expected.items():
-        assert found[name].shape == value.shape, name
-        if value.numel():
-            error = (found[name] - value).abs().max() / (1 + value.abs().max())
-            assert error < tolerance, f"{name}: {error}"
-
-
 def problems(count):
     """A seeded sweep over sizes and features."""
     draw = random.Random(3)
@@ -153,10 +145,6 @@ def test_gradcheck_and_gradgradcheck(on, activation, device):
     fast = {"fast_mode": True, "check_undefined_grad": on == "reference"}
     assert torch.autograd.gradcheck(function, tensors_of(call), nondet_tol=0.0, **fast)
     assert torch.autograd.gradgradcheck(function, tensors_of(call), **fast)
-
-
-def permuted(value):
-    return value.detach().mT.contiguous().mT.requires_grad_() if value.dim() > 1 else value
 
 
 @pytest.mark.parametrize("features", [True, False])

@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 import torch.nn.functional as F
-from test_causal_conv1d import assert_same, pairs, permuted
+from operator_calls import assert_same, pairs, permuted
 from torch.func import grad, jvp, vmap
 
 import rnnkit
