@@ -52,7 +52,7 @@ def build(kind: Kind, dtype: torch.dtype, channels_last: bool) -> dict[str, Laun
     past = tensor(N, kind.C, (K - 1) * 5) if kind.state else None
     weight, bias = tensor(rows, kind.C // kind.groups, K), tensor(rows)
     static = kind.stride, 5, kind.groups, kind.activation, channels_last
-    call = Convolution(x, weight, bias, past, *static)
+    call = conv.ready(Convolution(x, weight, bias, past, *static))
     y, da = allocate(call), like(x, (N, rows, call.length), channels_last)
     dx, dstate, _, _ = allocate_gradients(call, (True, True))
     made = {

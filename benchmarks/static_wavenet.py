@@ -41,7 +41,7 @@ def stack(C: int, dtype: torch.dtype, condition: int, device: str = "meta") -> B
 
 def build(C: int, dtype: torch.dtype, condition: int, amd: bool) -> dict[str, Launch]:
     """The launches of one block that only a block has; none where it runs as two convolutions."""
-    blocks = stack(C, dtype, condition)
+    blocks = kernels.ready(stack(C, dtype, condition))
     if not kernels.fused(blocks, amd):
         return {}
     (xs, z), x = allocate(blocks), blocks.x

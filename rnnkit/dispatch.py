@@ -156,6 +156,11 @@ def slower(name: str, problem: Asked) -> str | None:
     return None
 
 
+def torch_before_reference(problem: Asked) -> bool:
+    """Whether torch.nn's kernels run what no other backend but the reference can."""
+    return problem.device.type != "cpu" and why_not("torch", problem) is None
+
+
 @lru_cache(4096)
 def decide(problem: Any, forced: str | None) -> Decision:
     """The first backend that can run the problem, or the forced one; or raises with all reasons."""
@@ -165,6 +170,8 @@ def decide(problem: Any, forced: str | None) -> Decision:
         if reason is None and forced is None:
             reason = slower(name, problem)
         if reason is None and name == (forced or name):
+            if name == "reference" and forced is None and torch_before_reference(problem):
+                name = "torch"
             return Decision(problem, name, tuple(reasons))
         if reason is not None:
             reasons.append((name, reason))

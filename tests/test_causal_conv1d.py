@@ -355,6 +355,8 @@ def test_autocast_gives_torch_s_dtype(on, device):
         assert y.dtype == torch.float16
         gradients = torch.autograd.grad(y.float().sum(), tensors_of(call))
     assert {v.dtype for v in gradients} == {torch.float32}
+    with torch.autocast(device.type, torch.float16):
+        assert causal_conv1d(**sample(device)).dtype == torch.float64  # as torch.nn's
     assert (y.float() - causal_conv1d(**call)).abs().max() < 8 * torch.finfo(torch.float16).eps
 
 
@@ -382,7 +384,55 @@ def test_dtype_errors(on, name):
 
 def test_sizes_beyond_32_bits_are_refused():
     problem = dispatch.LayerProblem(
-        "causal_conv1d", (("N", 1), ("C", 2**11), ("O", 4), ("L", 2**20)), None,
+        "causal_conv1d",
+        (("N", 1), ("C", 2**11), ("O", 4), ("K", 1), ("L", 2**20), ("dilation", 1)), None,
         torch.float32, torch.device("cuda"),
     )  # fmt: skip
     assert "2**31" in kernels.why_not(problem)
+
+
+def test_far_strides(on, device):
+    """A row that spans more than 32 bits count is copied, not read at wrapped offsets."""
+    if device.type != "cpu":
+        pytest.skip("takes memory that only a CPU gives without touching it")
+    base = torch.empty(15 * 2**28 + 9, dtype=torch.float16)
+    x = base.as_strided((1, 16, 9), (1, 2**28, 1))
+    x.copy_(torch.randn(1, 16, 9))
+    weight = torch.randn(4, 16, 2, dtype=torch.float16)
+    y, expected = causal_conv1d(x, weight), causal_conv1d(x.contiguous(), weight)
+    assert torch.equal(y, expected)
+
+
+def test_an_infinite_input_that_no_output_reads_reaches_no_weight(on, device):
+    call = sample(device, dilation=4, state=False)
+    x = call["x"].detach().clone()
+    x[0, :, 8] = float("inf")
+    y = causal_conv1d(**call | {"x": x})
+    dy = torch.ones_like(y)
+    dy[..., 8] = 0
+    (dweight,) = torch.autograd.grad(y, call["weight"], dy)
+    assert dweight[..., :2].isfinite().all()
+
+
+def rms(v):
+    return v.double().square().mean().sqrt()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("C", [32, 100, 256])
+def test_matrix_units(dtype, channels_last, C, device):
+    """The forms that only a GPU compiles: many channels and tiles, and TF32."""
+    if device.type != "cuda":
+        pytest.skip("needs a CUDA device")
+    sizes = {"N": 3, "C": C, "O": 2 * C, "L": 300, "dilation": 5}
+    call = sample(device, dtype=dtype, activation="gated", channels_last=channels_last, **sizes)
+    call["weight"] = (call["weight"].detach() * (3 * C) ** -0.5).requires_grad_()
+    exact = with_tensors(call, [v.detach().double().requires_grad_() for v in tensors_of(call)])
+    with torch.backends.cudnn.flags(allow_tf32=True), rnnkit.backend("triton"):
+        found = run(call)
+    # TF32 has float16's mantissa. Roundings are independent: a few of them for each element.
+    eps = torch.finfo(torch.bfloat16 if dtype == torch.bfloat16 else torch.float16).eps
+    for name, value in run(exact, definition).items():
+        assert rms(found[name].double() - value) < 4 * eps * rms(value), name

@@ -124,6 +124,9 @@ class CausalConv1d(torch.nn.Conv1d):
 
     def next_state(self, x: Tensor, state: Tensor | None) -> Tensor:
         """The last `context` inputs of state followed by x (N, C, L)."""
+        if x.shape[2] >= self.context:
+            # A copy: a view would keep all of x alive.
+            return x[..., x.shape[2] - self.context :].clone()
         if state is None:
             state = x.new_zeros(x.shape[0], x.shape[1], self.context)
         # Counted from the left: a slice [-0:] would be everything.

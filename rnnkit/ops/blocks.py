@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..activations import positive
 from .convolution import Convolution
 
 
@@ -62,30 +63,41 @@ def cast(blocks: Blocks, dtype: torch.dtype) -> Blocks:
     return Blocks(*(None if v is None else v.to(dtype) for v in blocks[:6]), blocks.dilations)  # type: ignore
 
 
-def check_input(x: Tensor) -> None:
-    """ValueError unless x is what blocks can read."""
+def check(
+    x: Tensor,
+    w: Sequence[Tensor],
+    b: Sequence[Tensor],
+    r: Sequence[Tensor],
+    rb: Sequence[Tensor],
+    condition: Tensor | None,
+    dilations: Sequence[int],
+) -> None:
+    """Raises, naming the argument, for the first one that does not fit the others."""
     if x.dim() != 3 or not x.is_floating_point():
         raise ValueError(f"x must be (N, C, L) and floating, got {tuple(x.shape)} of {x.dtype}")
-
-
-def check(blocks: Blocks) -> None:
-    """Raises, naming the argument, for the first one that does not fit the others."""
-    x, w = blocks.x, blocks.w
-    (N, C, L), D = x.shape, len(blocks.dilations)
-    if w.dim() != 4 or w.shape[:3] != (D, 2 * C, C) or 0 in w.shape:
-        raise ValueError(f"w must be (D, 2C, C, K) = ({D}, {2 * C}, {C}, K), got {tuple(w.shape)}")
-    R = blocks.r.shape[0]
+    (N, C, L), D, R = x.shape, len(w), len(r)
+    if D == 0 or w[0].dim() != 3 or w[0].shape[2] == 0:
+        raise ValueError("w must be of one block at least, each (2C, C, K) with K of at least 1")
+    for dilation in dilations:
+        positive("dilations", dilation)
     if R not in (D, D - 1):
-        raise ValueError(f"r must have D = {D} or D - 1 residual products, got {R}")
-    for name, shape in {"b": (D, 2 * C), "r": (R, C, C), "rb": (R, C)}.items():
-        if getattr(blocks, name).shape != shape:
-            got = tuple(getattr(blocks, name).shape)
-            raise ValueError(f"{name} must be {shape}, got {got}")
-    condition = blocks.condition
+        raise ValueError(f"r must be of D = {D} blocks, or of all but the last, got {R}")
+    for name, value, count in (("b", b, D), ("rb", rb, R), ("dilations", dilations, D)):
+        if len(value) != count:
+            raise ValueError(f"{name} must be of {count} blocks, got {len(value)}")
+    shapes = {"w": (2 * C, C, w[0].shape[2]), "b": (2 * C,), "r": (C, C), "rb": (C,)}
+    for name, tensors in {"w": w, "b": b, "r": r, "rb": rb}.items():
+        for i, v in enumerate(tensors):
+            if v.shape != shapes[name]:
+                raise ValueError(f"{name}[{i}] must be {shapes[name]}, got {tuple(v.shape)}")
     if condition is not None and condition.shape not in ((N, 2 * D * C, L), (N, 2 * D * C, 1)):
-        raise ValueError(
-            f"condition must be ({N}, {2 * D * C}, {L} or 1), got {tuple(condition.shape)}"
-        )
+        got = tuple(condition.shape)
+        raise ValueError(f"condition must be ({N}, {2 * D * C}, {L} or 1), got {got}")
+
+
+def check_alike(blocks: Blocks) -> None:
+    """TypeError unless all tensors have x's dtype and device."""
+    x = blocks.x
     for name, value in blocks._asdict().items():
         if isinstance(value, torch.Tensor) and (value.dtype, value.device) != (x.dtype, x.device):
             raise TypeError(

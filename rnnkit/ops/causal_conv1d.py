@@ -14,7 +14,15 @@ from torch import Tensor
 from .. import dispatch
 from ..reference import causal_conv1d as reference
 from ..torch_kernels import causal_conv1d as torch_kernels
-from .convolution import Convolution, allocate, allocate_gradients, cast, check, check_alike
+from .convolution import (
+    Convolution,
+    allocate,
+    allocate_gradients,
+    autocast_dtype,
+    cast,
+    check,
+    check_alike,
+)
 from .transforms import differentiable, fold, one_by_one, pull_back, unfold
 
 
@@ -52,7 +60,7 @@ def causal_conv1d(
     if dispatch.on_torch(problem_of(call, extras=()), x):
         return torch_kernels.causal_conv1d(call)
     if dispatch.autocasts(x.device):
-        call = cast(call, torch.get_autocast_dtype(x.device.type))
+        call = cast(call, autocast_dtype(x))
     check_alike(call)
     return _causal_conv1d(*call)
 

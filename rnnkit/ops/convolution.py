@@ -108,5 +108,10 @@ def check_alike(call: Convolution) -> None:
 
 def cast(call: Convolution, dtype: torch.dtype) -> Convolution:
     """The same with every tensor in another dtype."""
-    x, weight, bias, state = (None if v is None else v.to(dtype) for v in call[:4])
+    x, weight, bias, state = (v if v is None else v.to(dtype) for v in call[:4])
     return call._replace(x=x, weight=weight, bias=bias, state=state)  # type: ignore[arg-type]
+
+
+def autocast_dtype(x: Tensor) -> torch.dtype:
+    """The dtype in which autocast has x's operator compute: it leaves float64 alone."""
+    return x.dtype if x.dtype == torch.float64 else torch.get_autocast_dtype(x.device.type)

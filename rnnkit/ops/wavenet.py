@@ -14,7 +14,8 @@ from torch import Tensor
 from .. import dispatch
 from ..reference import wavenet as reference
 from ..torch_kernels import wavenet as torch_kernels
-from .blocks import Blocks, allocate, allocate_gradients, cast, check, check_input
+from .blocks import Blocks, allocate, allocate_gradients, cast, check, check_alike
+from .convolution import autocast_dtype
 from .transforms import differentiable, fold, one_by_one, pull_back, unfold
 
 
@@ -40,17 +41,18 @@ def wavenet(
         dilations: of each block.
 
     Returns:
-        xs, what each block hands on, each (N, C, L); z (N, D * C, L), all blocks' gates.
+        xs, what each block hands on, each (N, C, L); z (N, D * C, L), all blocks' gates. Backward
+        reads them, so that to change them in place is an error.
 
     Raises ValueError or TypeError, naming the argument.
     """
-    check_input(x)
-    if dispatch.on_torch(problem_of(x, w, extras=()), x):
+    check(x, w, b, r, rb, condition, dilations)
+    if dispatch.on_torch(problem_of(x, w, dilations, extras=()), x):
         return torch_kernels.wavenet(x, w, b, r, rb, condition, dilations)
     blocks = Blocks(x, *stacked(x, w, b, r, rb), condition, tuple(dilations))
     if dispatch.autocasts(x.device):
-        blocks = cast(blocks, torch.get_autocast_dtype(x.device.type))
-    check(blocks)
+        blocks = cast(blocks, autocast_dtype(x))
+    check_alike(blocks)
     xs, z = _wavenet(*blocks)
     return xs.unbind(0), z
 
@@ -66,12 +68,18 @@ def stacked(
 
 
 def problem_of(
-    x: Tensor, w: Sequence[Tensor] | Tensor, backward: bool = False, extras: Any = None
+    x: Tensor,
+    w: Sequence[Tensor] | Tensor,
+    dilations: Sequence[int],
+    backward: bool = False,
+    extras: Any = None,
 ) -> dispatch.LayerProblem:
     (N, C, L), K = x.shape, w[0].shape[2]
-    sizes = (("N", N), ("C", C), ("K", K), ("L", L), ("blocks", len(w)))
+    sizes = {"N": N, "C": C, "K": K, "L": L, "blocks": len(w), "dilation": max(dilations)}
     dual = dispatch.in_forward_mode()
-    return dispatch.LayerProblem("wavenet", sizes, None, x.dtype, x.device, backward, dual, extras)
+    return dispatch.LayerProblem(
+        "wavenet", tuple(sizes.items()), None, x.dtype, x.device, backward, dual, extras
+    )
 
 
 @torch.library.custom_op("rnnkit::wavenet", mutates_args=())
@@ -88,7 +96,7 @@ def _op(
     if x.numel() == 0:
         return allocate(blocks)
     with dispatch.plain_arithmetic(x.device):
-        return dispatch.settle(problem_of(x, w)).wavenet(blocks)
+        return dispatch.settle(problem_of(x, w, dilations)).wavenet(blocks)
 
 
 @_op.register_fake
@@ -115,7 +123,7 @@ def _backward_op(
         dx, dw, db, dr, drb, dcondition = (v.zero_() for v in allocate_gradients(blocks))
         return dx, dw, db, dr, drb, dcondition
     with dispatch.plain_arithmetic(x.device):
-        backend = dispatch.settle(problem_of(x, w, backward=True))
+        backend = dispatch.settle(problem_of(x, w, dilations, backward=True))
         return backend.wavenet_backward(blocks, xs, z, dxs, dz)
 
 
@@ -127,7 +135,7 @@ def _(dxs: Any, dz: Any, xs: Tensor, z: Tensor, *args: Any) -> tuple[Tensor, ...
 def forward_mode(*values: Any) -> tuple[Tensor, Tensor]:
     """The blocks where inputs may have tangents: torch's, differentiated by torch itself."""
     blocks = Blocks(*values)
-    dispatch.settle(problem_of(blocks.x, blocks.w))  # refuses a forced triton
+    dispatch.settle(problem_of(blocks.x, blocks.w, blocks.dilations))  # refuses a forced triton
     xs, z = torch_kernels.wavenet(*values)
     return torch.stack(tuple(xs)) if xs else blocks.x.new_empty(0, *blocks.x.shape), z
 

@@ -12,11 +12,14 @@ from ..activations import parts
 from ..ops.convolution import Convolution, allocate, allocate_gradients, like
 from ..reference.activations import ACTIVATIONS
 from .convolution import (
+    SPAN,
     depthwise,
     forward,
     inputs_gradient,
+    near,
     parameters_gradient,
     partials,
+    ready,
     run,
 )
 from .usable import why_unusable
@@ -24,21 +27,20 @@ from .usable import why_unusable
 if TYPE_CHECKING:
     from ..dispatch import LayerProblem
 
-# The elements of one row of the batch, which offsets within it must not pass.
-SPAN = 2**31
-
 
 def why_not(problem: LayerProblem) -> str | None:
     """Why the kernels cannot run this problem; None if they can."""
     sizes = dict(problem.sizes)
+    steps = sizes["L"] + (sizes["K"] - 1) * sizes["dilation"]
     for name, channels in (("input", sizes["C"]), ("output", sizes.get("O", 2 * sizes["C"]))):
-        if channels * sizes["L"] >= SPAN:
+        if channels * steps >= SPAN:
             return f"a row of the {name} has 2**31 elements or more: its kernels count in 32 bits"
     return why_unusable(problem)
 
 
 def causal_conv1d(call: Convolution) -> Tensor:
     """y (N, O, ceil(L / stride)), O / 2 channels if gated."""
+    call = ready(call)
     if in_pieces(call):
         y = ACTIVATIONS[call.activation].value(*sums(call).chunk(2, 1))
         return allocate(call).copy_(y)
@@ -51,6 +53,7 @@ def causal_conv1d_backward(
     call: Convolution, dy: Tensor, wanted: Sequence[bool]
 ) -> tuple[Tensor, ...]:
     """dx, dstate, dw and db, as `rnnkit.reference.causal_conv1d.causal_conv1d_backward`."""
+    call, dy = ready(call), near(dy)
     dx, dstate, dw, db = allocate_gradients(call, wanted)
     da = gradient_of_sums(call, dy)
     if wanted[0]:

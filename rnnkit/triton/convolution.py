@@ -19,6 +19,8 @@ from .product import precision_of
 
 # Reduced channels below which the matrix units would multiply mostly zeros.
 FEW = 8
+# The elements of one row of the batch, which offsets within it must not pass.
+SPAN = 2**31
 # A limit keeps NVIDIA's compiler from aiming at less registers, for which it would spill.
 OPTIONS = {"num_warps": 4, "num_stages": 3} | ({} if AMD else {"maxnreg": 255})
 # Programs that keep a GPU busy, where there is no device to ask; the interpreter runs them in turn.
@@ -79,6 +81,19 @@ class Static(NamedTuple):
     BM: Any
     BN: Any
     BK: Any
+
+
+def near(v: Tensor) -> Tensor:
+    """The tensor (N, C, L), copied if offsets within a row would not fit into 32 bits."""
+    (_, C, L), (_, channel, time) = v.shape, v.stride()
+    return v.contiguous() if (C - 1) * channel + (L - 1) * time >= SPAN else v
+
+
+def ready(call: Convolution) -> Convolution:
+    """The call as the kernels take it: near tensors, and each tap's weights side by side."""
+    state = None if call.state is None else near(call.state)
+    weight = call.weight.permute(2, 0, 1).contiguous().permute(1, 2, 0)
+    return call._replace(x=near(call.x), weight=weight, state=state)
 
 
 def run(launch: Launch) -> None:
@@ -175,7 +190,7 @@ def inputs_gradient(
 
 def correlate(tensors: Tensors, sizes: Sizes, function: Any, static: Static, groups: int) -> Launch:
     tiles = triton.cdiv(sizes.T, static.BM.value), triton.cdiv(sizes.cols, static.BN.value)
-    grid = (sizes.N * tiles[0], groups * tiles[1], 1)
+    grid = (sizes.N * tiles[0] * groups * tiles[1], 1, 1)
     return Launch(correlate_kernel, grid, (tensors, sizes, function, static), OPTIONS)
 
 
@@ -220,4 +235,4 @@ def parameters_gradient(call: Convolution, da: Tensor, dw: Tensor, db: Tensor) -
     sizes = sizes._replace(slice=cut.each, out=(dw.stride(0), dw.stride(1), K), before=(rows,))
     arguments = (tensors._replace(out=dw, before=db), sizes, cut.static)
     options = OPTIONS | {"num_stages": 2}
-    return Launch(weights_kernel, (cut.count, cut.programs, K), arguments, options)
+    return Launch(weights_kernel, (cut.count * cut.programs * K, 1, 1), arguments, options)

@@ -103,9 +103,11 @@ def correlate_kernel(t, z, ACTIVATION: tl.constexpr, C: tl.constexpr):
     gradient of a convolution's source and past from that of its sums.
     """
     tiles, columns = tl.cdiv(z.T, C.BM), tl.cdiv(z.cols, C.BN)
-    n, g = (tl.program_id(0) // tiles).to(tl.int64), tl.program_id(1) // columns
-    step = (tl.program_id(0) % tiles) * C.BM + tl.arange(0, C.BM)
-    col = (tl.program_id(1) % columns) * C.BN + tl.arange(0, C.BN)
+    # One dimension of the grid: the others take 65535 programs at most.
+    index, across = tl.program_id(0) % (z.N * tiles), tl.program_id(0) // (z.N * tiles)
+    n, g = (index // tiles).to(tl.int64), across // columns
+    step = (index % tiles) * C.BM + tl.arange(0, C.BM)
+    col = (across % columns) * C.BN + tl.arange(0, C.BN)
     time, row = z.first + step, g * z.cols + col
     real = (step < z.T)[:, None] & (col < z.cols)[None, :]
     tiles_of = before_activation(t, z, n, g, col, time, real & (time >= 0)[:, None], C)
@@ -129,15 +131,16 @@ def weights_kernel(t, z, C: tl.constexpr):
 
     t.dy is the gradient of the sums; the tile is BN rows of dw by BK channels.
     """
-    columns, depth = tl.cdiv(z.cols, C.BN), tl.cdiv(z.red, C.BK)
-    part, k = tl.program_id(0).to(tl.int64), tl.program_id(2)
-    g = tl.program_id(1) // (columns * depth)
-    col = (tl.program_id(1) // depth % columns) * C.BN + tl.arange(0, C.BN)
-    r = (tl.program_id(1) % depth) * C.BK + tl.arange(0, C.BK)
+    columns, depth, tiles = tl.cdiv(z.cols, C.BN), tl.cdiv(z.red, C.BK), tl.cdiv(z.T, C.BM)
+    count = tl.cdiv(z.N * tiles, z.slice)
+    part, across = (tl.program_id(0) % count).to(tl.int64), tl.program_id(0) // count
+    k, across = across % z.K, across // z.K
+    g = across // (columns * depth)
+    col = (across // depth % columns) * C.BN + tl.arange(0, C.BN)
+    r = (across % depth) * C.BK + tl.arange(0, C.BK)
     real, inside, row = col < z.cols, r < z.red, g * z.cols + col
     # Columns of a depthwise convolution read channels of their own.
     channel = g * z.red + r if C.DOT else (g + col // z.per) * z.red + r
-    tiles = tl.cdiv(z.T, C.BM)
     acc = tl.zeros((C.BN, C.BK), C.DTYPE)
     total = tl.zeros((C.BN,), C.DTYPE)
     for i in range(part * z.slice, tl.minimum((part + 1) * z.slice, z.N * tiles)):
@@ -145,7 +148,8 @@ def weights_kernel(t, z, C: tl.constexpr):
         time = (i % tiles).to(tl.int32) * C.BM + tl.arange(0, C.BM)
         ok = (time < z.T)[:, None] & real[None, :]
         da = tl.load(at(t.dy, z.dy, n, row, time), mask=ok, other=0)
-        pos = position(time, k, z, C)
+        # Where no output is, nothing is read: a zero gradient would not silence an infinite input.
+        pos = tl.where(time < z.T, position(time, k, z, C), z.L)
         if C.DOT:
             q = read(t, z, n, channel, pos, inside)
             acc = tl.dot(tl.trans(da), q, acc, input_precision=C.PRECISION, out_dtype=C.DTYPE)
@@ -155,5 +159,5 @@ def weights_kernel(t, z, C: tl.constexpr):
         total += tl.sum(da.to(C.DTYPE), 0)
     here = t.out + part * z.out[0] + row[:, None] * z.out[1] + r[None, :] * z.K + k
     tl.store(here, acc, mask=real[:, None] & inside[None, :])
-    if (k == 0) & (tl.program_id(1) % depth == 0):
+    if (k == 0) & (across % depth == 0):
         tl.store(t.before + part * z.before[0] + row, total, mask=real)

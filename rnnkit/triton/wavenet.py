@@ -38,8 +38,16 @@ def fused(blocks: Blocks, amd: bool = AMD) -> bool:
     return conv.FEW <= C <= (WIDEST if wide else WIDEST // 2)
 
 
+def ready(blocks: Blocks) -> Blocks:
+    """The blocks as the kernels take them: near tensors, and each tap's weights side by side."""
+    condition = None if blocks.condition is None else conv.near(blocks.condition)
+    w = blocks.w.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)
+    return blocks._replace(x=conv.near(blocks.x), w=w, condition=condition)
+
+
 def wavenet(blocks: Blocks) -> tuple[Tensor, Tensor]:
     """xs (R, N, C, L), what each block hands on, and z (N, D * C, L), the gates of all blocks."""
+    blocks = ready(blocks)
     xs, z = allocate(blocks)
     for i in range(len(blocks.dilations)):
         entering = blocks.x if i == 0 else xs[i - 1]
@@ -59,14 +67,16 @@ def wavenet_backward(
     blocks: Blocks, xs: Tensor, z: Tensor, dxs: Tensor | None, dz: Tensor | None
 ) -> tuple[Tensor, ...]:
     """dx, dw, db, dr, drb and dcondition, as `rnnkit.reference.wavenet.wavenet_backward`."""
+    blocks = ready(blocks)
     dx, dw, db, dr, drb, dcondition = allocate_gradients(blocks)
     (N, C, L), D, R = blocks.x.shape, len(blocks.dilations), xs.shape[0]
-    dz = torch.zeros_like(z) if dz is None else dz
+    dz = torch.zeros_like(z) if dz is None else conv.near(dz)
+    dxs = None if dxs is None else dxs.contiguous()
     gates = conv.partials(blocks.gate(0, blocks.x), D)
     products = conv.partials(blocks.onward(0, blocks.of(z, 0)), R) if R else ()
-    # The gradients of all blocks' sums are the condition's; without one, nobody needs them again.
-    kept = blocks.condition is not None
-    sums = dx.new_empty(N, (D if kept else 1) * 2 * C, L)
+    # The gradient of a condition of every step is that of all blocks' sums.
+    kept = dcondition.dim() == 3 and dcondition.shape[2] == L
+    sums = dcondition if kept else dx.new_empty(N, 2 * C, L)
     donward: Tensor | None = None
     for i in reversed(range(D)):
         entering = blocks.x if i == 0 else xs[i - 1]
@@ -74,6 +84,8 @@ def wavenet_backward(
         if dxs is not None and i < R:
             donward = dxs[i] if donward is None else donward + dxs[i]
         gradient_of_sums(blocks, i, entering, da, blocks.of(dz, i), donward)
+        if blocks.condition is not None and not kept:
+            blocks.of(dcondition, i, 2).copy_(da.sum(2, keepdim=True))
         if i < R and donward is not None:
             call = blocks.onward(i, blocks.of(z, i))
             conv.run(conv.parameters_gradient(call, donward, *(v[i] for v in products)))
@@ -86,8 +98,6 @@ def wavenet_backward(
         donward = new
     for out, v in zip((dw, db, dr, drb), (*gates, *products), strict=False):
         out.copy_(v.sum(1).view_as(out))
-    if kept:
-        dcondition.copy_(sums if dcondition.shape[2] == L else sums.sum(2, keepdim=True))
     return dx, dw, db, dr, drb, dcondition
 
 
