@@ -112,7 +112,9 @@ class CausalConv1d(torch.nn.Conv1d):
         """One time step: x_t (N, in_channels) to y_t (N, out_channels), and the next state.
 
         state is None at the start, then what the last step (or chunk) returned. The steps equal
-        the whole sequence; in float64 bit for bit, unless torch.nn's kernel is forced. Raises ValueError for a stride other than 1, a wrong shape or state.
+        the whole sequence; in float64 bit for bit, unless torch.nn's kernel is forced.
+
+        Raises ValueError for a stride other than 1, a wrong shape or state.
         """
         if self.stride[0] != 1:
             raise ValueError(f"stride must be 1 for step(), got {self.stride[0]}")
