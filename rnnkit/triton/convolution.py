@@ -124,6 +124,7 @@ def static_of(call: Convolution, tiles: int, turned: bool, T: int, cols: int, re
     dot &= dtype != torch.float64 or INTERPRETED
     # Without the matrix units, a thread holds whole rows and columns of the operands.
     small = dtype == torch.float32 and precision == "ieee"
+    narrow = small or (dtype == torch.float32 and tiles > 1)
     values = (
         tiles,
         turned,
@@ -131,7 +132,7 @@ def static_of(call: Convolution, tiles: int, turned: bool, T: int, cols: int, re
         tl.float64 if dtype == torch.float64 else tl.float32,
         precision,
         above(T, 16, 32 if small else 64),
-        above(cols, 16, 32 if small else 64)
+        above(cols, 16, 32 if narrow else 64)
         if dot
         else above(cols, 1, 16 if dtype == torch.float64 else 32),
         above(red, 16, 16 if small else 32) if dot else 1,
