@@ -139,7 +139,8 @@ def over_channels(blocks: Blocks, launch: Launch, kernel: object, *more: object)
     tensors, sizes, _, static = launch.arguments
     columns = conv.above(blocks.channels, 16, WIDEST)
     # Tiles and warps for which the compiled kernels keep all in registers.
-    steps = min(static.BM.value, 64 if columns <= 64 else 32)
+    wide = columns * blocks.x.dtype.itemsize > 128
+    steps = min(static.BM.value, 32 if wide else 64)
     tile = {"BM": steps, "BN": columns, "BK": conv.above(blocks.channels, 16, 32), "DOT": True}
     static = static._replace(**{name: tl.constexpr(value) for name, value in tile.items()})
     grid = (sizes.N * triton.cdiv(sizes.T, steps), 1, 1)
