@@ -1,6 +1,7 @@
 """What the tests of the operators that are parallel in time share."""
 
 import pytest
+from torch.func import functional_call, grad, vmap
 
 
 def assert_same(found, expected, tolerance):
@@ -10,6 +11,23 @@ def assert_same(found, expected, tolerance):
         if value.numel():
             error = (found[name] - value).abs().max() / (1 + value.abs().max())
             assert error < tolerance, f"{name}: {error}"
+
+
+def rms(v):
+    return v.double().square().mean().sqrt()
+
+
+def check_per_sample_gradients(layer, x):
+    """vmap of grad over the first dimension of x equals each sample's gradients by themselves."""
+    parameters = {k: v.detach() for k, v in layer.named_parameters()}
+
+    def loss(parameters, x):
+        return functional_call(layer, parameters, (x,)).square().sum()
+
+    found = vmap(grad(loss), (None, 0))(parameters, x)
+    for i in range(len(x)):
+        for name, value in grad(loss)(parameters, x[i]).items():
+            assert (found[name][i] - value).abs().max() < 1e-12
 
 
 def permuted(value):

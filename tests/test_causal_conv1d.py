@@ -5,9 +5,9 @@ import random
 import pytest
 import torch
 import torch.nn.functional as F
-from operator_calls import assert_same, pairs, permuted
+from operator_calls import assert_same, check_per_sample_gradients, pairs, permuted, rms
 from test_conv import ACTIVATE, taps
-from torch.func import functional_call, grad, jvp, vmap
+from torch.func import jvp, vmap
 
 import rnnkit
 from rnnkit import dispatch
@@ -321,16 +321,8 @@ def test_vmap(on, kind, device):
 
 def test_per_sample_gradients(on, device):
     layer = CausalConv1d(2, 3, 2, activation="gated", dtype=torch.float64, device=device)
-    parameters = {k: v.detach() for k, v in layer.named_parameters()}
     x = torch.randn(4, 2, 5, dtype=torch.float64, device=device)
-
-    def loss(parameters, x):
-        return functional_call(layer, parameters, (x,)).square().sum()
-
-    found = vmap(grad(loss), (None, 0))(parameters, x)
-    for i in range(4):
-        for name, value in grad(loss)(parameters, x[i]).items():
-            assert (found[name][i] - value).abs().max() < 1e-12
+    check_per_sample_gradients(layer, x)
 
 
 def test_forward_mode(on, device):
@@ -412,10 +404,6 @@ def test_an_infinite_input_that_no_output_reads_reaches_no_weight(on, device):
     dy[..., 8] = 0
     (dweight,) = torch.autograd.grad(y, call["weight"], dy)
     assert dweight[..., :2].isfinite().all()
-
-
-def rms(v):
-    return v.double().square().mean().sqrt()
 
 
 @pytest.mark.gpu

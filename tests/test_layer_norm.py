@@ -5,8 +5,8 @@ import random
 
 import pytest
 import torch
-from operator_calls import assert_same, permuted
-from torch.func import functional_call, grad, jvp, vmap
+from operator_calls import assert_same, check_per_sample_gradients, permuted
+from torch.func import jvp, vmap
 
 import rnnkit
 from rnnkit import dispatch
@@ -336,16 +336,8 @@ def test_vmap(on, device):
 
 def test_per_sample_gradients(on, device):
     layer = LayerNorm(8, activation="tanh", dtype=torch.float64, device=device)
-    parameters = {k: v.detach() for k, v in layer.named_parameters()}
     x = torch.randn(4, 3, 8, dtype=torch.float64, device=device)
-
-    def loss(parameters, x):
-        return functional_call(layer, parameters, (x,)).square().sum()
-
-    found = vmap(grad(loss), (None, 0))(parameters, x)
-    for i in range(4):
-        for name, value in grad(loss)(parameters, x[i]).items():
-            assert (found[name][i] - value).abs().max() < 1e-12
+    check_per_sample_gradients(layer, x)
 
 
 def test_forward_mode(on, device):

@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 import torch.nn.functional as F
-from operator_calls import assert_same, pairs, permuted
+from operator_calls import assert_same, pairs, permuted, rms
 from torch.func import grad, jvp, vmap
 
 import rnnkit
@@ -93,10 +93,6 @@ def run(call, function=wavenet, use=("xs", "z")):
     for (name, leaf), value in zip(named.items(), gradients, strict=True):
         found[f"d{name}"] = torch.zeros_like(leaf) if value is None else value
     return found
-
-
-def rms(v):
-    return v.double().square().mean().sqrt()
 
 
 def problems(count):

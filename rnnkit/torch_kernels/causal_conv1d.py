@@ -10,15 +10,12 @@ from torch import Tensor
 
 from ..ops.convolution import Convolution
 from .activations import ACTIVATIONS
+from .whole import why_not
 
 if TYPE_CHECKING:
     from ..dispatch import LayerProblem
 
-
-def why_not(problem: LayerProblem) -> str | None:
-    if problem.extras is None:
-        return "it runs whole layers, and this is a bare operator"
-    return None
+__all__ = ["causal_conv1d", "note", "why_not"]
 
 
 def note(problem: LayerProblem) -> str:

@@ -9,15 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .activations import ACTIVATIONS
+from .whole import why_not
 
 if TYPE_CHECKING:
     from ..dispatch import LayerProblem
 
-
-def why_not(problem: LayerProblem) -> str | None:
-    if problem.extras is None:
-        return "it runs whole layers, and this is a bare operator"
-    return None
+__all__ = ["layer_norm", "note", "why_not"]
 
 
 def note(problem: LayerProblem) -> str:

@@ -11,15 +11,12 @@ from torch import Tensor
 from ..ops.convolution import Convolution
 from .activations import gated
 from .causal_conv1d import causal_conv1d
+from .whole import why_not
 
 if TYPE_CHECKING:
     from ..dispatch import LayerProblem
 
-
-def why_not(problem: LayerProblem) -> str | None:
-    if problem.extras is None:
-        return "it runs whole layers, and this is a bare operator"
-    return None
+__all__ = ["convolve", "note", "wavenet", "why_not"]
 
 
 def note(problem: LayerProblem) -> str:

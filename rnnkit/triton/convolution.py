@@ -114,7 +114,7 @@ def strides(v: Tensor | None) -> tuple[int, ...]:
 
 def above(size: int, least: int, most: int) -> int:
     """The next power of two, within bounds."""
-    return min(most, max(least, 1 << (size - 1).bit_length()))
+    return min(most, max(least, triton.next_power_of_2(size)))
 
 
 def static_of(call: Convolution, tiles: int, turned: bool, T: int, cols: int, red: int) -> Static:

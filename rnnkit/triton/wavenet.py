@@ -49,10 +49,11 @@ def wavenet(blocks: Blocks) -> tuple[Tensor, Tensor]:
     """xs (R, N, C, L), what each block hands on, and z (N, D * C, L), the gates of all blocks."""
     blocks = ready(blocks)
     xs, z = allocate(blocks)
+    whole = fused(blocks)
     for i in range(len(blocks.dilations)):
         entering = blocks.x if i == 0 else xs[i - 1]
         onward = xs[i] if i < xs.shape[0] else None
-        if fused(blocks):
+        if whole:
             conv.run(forward(blocks, i, entering, blocks.of(z, i), onward))
             continue
         add = blocks.addend(i)
