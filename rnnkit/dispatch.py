@@ -28,6 +28,7 @@ __all__ = ["BACKENDS", "Decision", "Problem", "backend", "choose", "explain", "r
 BACKENDS = {
     "torch": "rnnkit.torch_kernels",
     "triton": "rnnkit.triton",
+    "cpu": "rnnkit.cpu",
     "reference": "rnnkit.reference",
 }
 
@@ -112,7 +113,9 @@ class Backend(Protocol):
 
     def why_not(self, problem: Problem) -> str | None: ...
 
-    # Optional: note(problem) -> str, what `explain` adds about it.
+    # Optional: note(problem) -> str, what `explain` adds about it; gradients(inputs, states, kept,
+    # arriving), all of backward, in place of scan_backward; and KEEPS, whether scan(inputs, keep)
+    # can return what its products gave, for `gradients`.
 
 
 @dataclass(frozen=True)
@@ -134,6 +137,10 @@ def load(name: str, operator: str = "scan") -> tuple[Any, str | None]:
     """A backend's module for an operator, or None and the reason why it cannot be imported."""
     try:
         return importlib.import_module(f"{BACKENDS[name]}.{operator}"), None
+    except ModuleNotFoundError as error:
+        if error.name == f"{BACKENDS[name]}.{operator}":
+            return None, f"it has no kernels for {operator}"
+        return None, f"{name} cannot be imported: {error}"
     except ImportError as error:
         return None, f"{name} cannot be imported: {error}"
 
@@ -194,6 +201,16 @@ def problem_of(inputs: Inputs, backward: bool = False) -> Problem:
 def choose(inputs: Inputs, backward: bool = False) -> Any:
     """The module that runs this scan."""
     return settle(problem_of(inputs, backward))
+
+
+def keeps(inputs: Inputs) -> bool:
+    """Whether the scan is to keep for backward what its products gave."""
+    if not torch.is_grad_enabled() or tracing(inputs.x):
+        return False
+    if not any(v is not None and v.requires_grad for v in inputs[:5]):
+        return False
+    backend = load(decide(problem_of(inputs), _forced).backend)[0]
+    return getattr(backend, "KEEPS", False)
 
 
 def settle(problem: Asked) -> Any:
@@ -262,7 +279,7 @@ def forced() -> str | None:
 def backend(name: str) -> AbstractContextManager[None]:
     """Runs everything inside on the named backend, or raises with every backend's reasons.
 
-    Names: "torch" (torch.nn's own kernels), "triton", "reference". The environment variable
+    Names: "torch" (torch.nn's own kernels), "triton", "cpu", "reference". The environment variable
     RNNKIT_BACKEND does the same for a whole process. Backward passes count by when they run.
     """
     return forcing(check_name(name))

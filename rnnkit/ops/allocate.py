@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from ..cells import find
@@ -16,6 +17,20 @@ def allocate(x: Tensor, cell: str) -> tuple[Tensor, Tensor, Tensor]:
         x.new_empty(T, B, N, H),
         x.new_empty(states - 1, T, B, N, H),
         x.new_empty(states, B, N, H),
+    )
+
+
+def allocate_products(x: Tensor, cell: str, keep: bool) -> tuple[Tensor, Tensor]:
+    """Uninitialised products (T, B, N, G, H) and scales (T, B, N, G or 0), or empty ones.
+
+    They are what `recurrent_gates` gives of every step, in at least float32; scales of a norm only.
+    """
+    T, B, N, G, H = x.shape
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    steps, scales = T if keep else 0, 0 if find(cell).norm is None else G
+    return (
+        x.new_empty(steps, B, N, G, H, dtype=dtype),
+        x.new_empty(steps, B, N, scales, dtype=dtype),
     )
 
 

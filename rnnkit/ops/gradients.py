@@ -21,10 +21,8 @@ def gradients(
     arriving: tuple[Tensor | None, Tensor | None, Tensor | None],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """dx, dw, db, ds0 and dp: all that is parallel in time here, the rest in the backend."""
-    prev, x = previous(inputs, states), inputs.x.unbind(3)
-    s = prev.unbind(0)
-    n, scale = recurrent_gates(inputs, x, s)
-    q = fed(inputs, x, s, n)
+    prev, n, scale = products_again(inputs, states)
+    q = fed(inputs, inputs.x.unbind(3), prev.unbind(0), n)
     dx, dr, ds0, dp = backend.scan_backward(inputs, prev, n, scale, *arriving)
     # Without a bias nobody reads its gradient, and to sum it would read all of dr.
     db = dr.new_zeros(inputs.w.shape[:2]) if inputs.b is None else dr.sum((0, 1)).flatten(1)
@@ -37,6 +35,14 @@ def gradients(
         pairs = [(v.masked_fill(~fed_any(k), 0), k) for v, k in pairs]
     dw = torch.cat([contract(*pair) for pair in pairs], 1)
     return dx, dw, db, ds0, dp
+
+
+def products_again(
+    inputs: Inputs, states: tuple[Tensor, ...]
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The states with which every step was entered, and `recurrent_gates` of all steps."""
+    prev = previous(inputs, states)
+    return prev, *recurrent_gates(inputs, inputs.x.unbind(3), prev.unbind(0))
 
 
 def fed_any(q: Tensor) -> Tensor:

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from .. import dispatch
 from ..reference import scan as reference
-from .allocate import allocate, allocate_gradients, empty_gradients
+from .allocate import allocate, allocate_gradients, allocate_products, empty_gradients
 from .check import check
-from .gradients import gradients
+from .gradients import gradients, products_again
 from .sequence import Inputs, valid
 from .transforms import differentiable, fold, pull_back, unfold
 
@@ -25,9 +25,11 @@ GROUP = {"x": 2, "w": 0, "b": 0, "s0": 2, "p": 0, "m": 2, "d": 1, "lengths": 1, 
 BATCH = {"x": 1, "s0": 1, "m": 1, "d": 0, "lengths": 0, "resets": 1}
 SHARED = ("w", "b", "p")
 STATES = ("output", "cells", "last")
+KEPT = ("products", "scales")
 # The same for what the operators return and for what backward takes beside the inputs.
 GROUP |= {"output": 2, "cells": 3, "last": 2, "dx": 2, "dw": 0, "db": 0, "ds0": 2, "dp": 0}
-BATCH |= {"output": 1, "cells": 2, "last": 1}
+BATCH |= {"output": 1, "cells": 2, "last": 1, "products": 1, "scales": 1}
+GROUP |= {"products": 2, "scales": 2}
 GRADIENTS = ("dx", "dw", "db", "ds0", "dp")
 
 
@@ -70,7 +72,8 @@ def scan(
     """
     inputs = Inputs(x, w, b, s0, p, m, d, lengths, resets, cell, tuple(reverse))
     check(inputs)
-    return _scan(*inputs)
+    output, cells, last, _, _ = _scan(*inputs, dispatch.keeps(inputs))
+    return output, cells, last
 
 
 @torch.library.custom_op("rnnkit::scan", mutates_args=())
@@ -86,18 +89,31 @@ def _scan_op(
     resets: Tensor | None,
     cell: str,
     reverse: Sequence[bool],
-) -> tuple[Tensor, Tensor, Tensor]:
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Returns products and scales besides: kept for backward, or empty (`allocate_products`)."""
     inputs = given(x, w, b, s0, p, m, d, lengths, resets, cell, reverse)
     if x.numel() == 0:
         output, cells, last = allocate(x, cell)
-        return output, cells, last.zero_() if s0 is None else last.copy_(s0)
+        last = last.zero_() if s0 is None else last.copy_(s0)
+        return output, cells, last, *allocate_products(x, cell, keep)
     with dispatch.plain_arithmetic(x.device):
-        return dispatch.choose(inputs).scan(inputs)
+        backend = dispatch.choose(inputs)
+        if keep and getattr(backend, "KEEPS", False):
+            return backend.scan(inputs, keep)
+        output, cells, last = backend.scan(inputs)
+        products, scales = allocate_products(x, cell, keep)
+        if keep:
+            _, n, scale = products_again(inputs, (output, *cells))
+            products.copy_(n)
+            if scale is not None:
+                scales.copy_(scale[..., 0])
+        return output, cells, last, products, scales
 
 
 @_scan_op.register_fake
-def _(x: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return allocate(x, args[-2])
+def _(x: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    return *allocate(x, args[-3]), *allocate_products(x, args[-3], args[-1])
 
 
 @torch.library.custom_op("rnnkit::scan_backward", mutates_args=())
@@ -116,6 +132,8 @@ def _scan_backward_op(
     d: Tensor | None,
     lengths: Tensor | None,
     resets: Tensor | None,
+    products: Tensor | None,
+    scales: Tensor | None,
     cell: str,
     reverse: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -124,6 +142,9 @@ def _scan_backward_op(
         return empty_gradients(inputs, dlast)
     with dispatch.plain_arithmetic(x.device):
         backend = dispatch.choose(inputs, backward=True)
+        if hasattr(backend, "gradients"):
+            kept = None if products is None or scales is None else (products, scales)
+            return backend.gradients(inputs, (output, cells), kept, (doutput, dcells, dlast))
         return gradients(backend, inputs, (output, *cells), (doutput, dcells, dlast))
 
 
@@ -147,31 +168,36 @@ def given(*values: Any) -> Inputs:
     return inputs if inputs.d is None else inputs._replace(d=inputs.d.to(inputs.x.dtype))
 
 
-def forward_mode(*values: Any) -> tuple[Tensor, Tensor, Tensor]:
+def forward_mode(*values: Any) -> tuple[Tensor, ...]:
     """The scan where inputs may have tangents: the reference, differentiated by torch itself."""
-    inputs = given(*values)
+    inputs = given(*values[:-1])
     dispatch.choose(inputs)  # refuses a forced backend that is not the reference
+    kept = allocate_products(inputs.x, inputs.cell, False)
     if inputs.x.numel() == 0:
         output, cells, last = allocate(inputs.x, inputs.cell)
-        return output, cells, last.zero_() if inputs.s0 is None else inputs.s0.clone()
+        last = last.zero_() if inputs.s0 is None else inputs.s0.clone()
+        return output, cells, last, *kept
     with dispatch.plain_arithmetic(inputs.x.device):
-        return reference.scan(inputs)
+        return *reference.scan(inputs), *kept
 
 
 def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    call = Inputs(*inputs)
+    *values, keep = inputs
+    call = Inputs(*values)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*output[:2], *call[:-2])
+    ctx.save_for_backward(*output[:2], *call[:-2], *(output[3:] if keep else (None, None)))
     ctx.static = call[-2:]
     ctx.given = [value is not None for value in (call.x, call.w, call.b, call.s0, call.p)]
 
 
 def backward(ctx: Any, *arriving: Tensor | None) -> tuple[Tensor | None, ...]:
+    none = (None,) * (len(Inputs._fields) + 1)
+    arriving = arriving[: len(STATES)]  # what is kept for backward has no gradient
     if all(v is None for v in arriving):
-        return (None,) * len(Inputs._fields)
+        return none
     found = _scan_backward(*arriving, *ctx.saved_tensors, *ctx.static)
-    kept = [v if given else None for v, given in zip(found, ctx.given, strict=True)]
-    return (*kept, *(None,) * (len(Inputs._fields) - len(kept)))
+    wanted = [v if given else None for v, given in zip(found, ctx.given, strict=True)]
+    return (*wanted, *none[len(wanted) :])
 
 
 def backward_setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -184,7 +210,7 @@ def double_backward(ctx: Any, *arriving: Tensor | None) -> tuple[Tensor | None, 
     """Differentiates the reference's explicit backward, so that any order is right."""
 
     def formula(*saved: Any) -> tuple[Tensor, ...]:
-        inputs = given(*saved[5:], *ctx.static)
+        inputs = given(*saved[5:-2], *ctx.static)  # the last two are kept products
         live = valid(inputs)
         if live is not None:
             # Padding may hold NaN, which the derivative of masking it afterwards would let through.
@@ -200,23 +226,23 @@ def double_backward(ctx: Any, *arriving: Tensor | None) -> tuple[Tensor | None, 
 
 def vmap(info: Any, axes: Sequence[int | None], *args: Any) -> tuple[Any, Any]:
     """Folds the mapped dimension into the batch where the weights are shared, else the groups."""
-    call = dict(zip(Inputs._fields, args, strict=True))
-    mapped = dict(zip(Inputs._fields, axes, strict=True))
+    call = dict(zip((*Inputs._fields, "keep"), args, strict=True))
+    mapped = dict(zip(call, axes, strict=True))
     shared = all(mapped[name] is None for name in SHARED)
     places = BATCH if shared else GROUP
     folded = [
         fold(value, mapped[name], info.batch_size, places[name]) if name in places else value
         for name, value in call.items()
     ]
-    found = _scan(*folded)
-    spread = zip(found, STATES, strict=True)
+    names = (*STATES, *KEPT)
+    spread = zip(_scan(*folded), names, strict=True)
     out = tuple(unfold(value, info.batch_size, places[name]) for value, name in spread)
-    return out, tuple(places[name] + 1 for name in STATES)
+    return out, tuple(places[name] + 1 for name in names)
 
 
 def backward_vmap(info: Any, axes: Sequence[int | None], *args: Any) -> tuple[Any, Any]:
     """Always folds into the groups: each mapped call has its own weight gradient."""
-    names = (*STATES, "output", "cells", *Inputs._fields)
+    names = (*STATES, "output", "cells", *Inputs._fields[:-2], *KEPT, *Inputs._fields[-2:])
     folded = [
         fold(value, axis, info.batch_size, GROUP[name]) if name in GROUP else value
         for value, axis, name in zip(args, axes, names, strict=True)

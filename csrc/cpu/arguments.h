@@ -1,0 +1,53 @@
+// What a call brings. rnnkit/cpu/arguments.py fills it in this order, eight bytes a field.
+#pragma once
+#include <cstdint>
+
+namespace rnnkit {
+
+// Pointers are null where an argument is absent. Shapes are those of rnnkit.ops.scan; tensors are
+// dense but for x, m, lengths and resets, which come with strides in elements (x's and m's units
+// are dense). Results of the forward scan are arguments of the backward one.
+struct Arguments {
+    int64_t T, B, N, H, E;
+    int64_t runs, reverse;        // directions of equal runs of groups, bit k for run k
+    int64_t norm, of_sum;         // 0 for none, 1 per gate, 2 all gates of a product together
+    double eps;
+    const void* x;
+    int64_t x_t, x_b, x_n, x_g;
+    const void *w, *b, *s0, *p;
+    const void* m;
+    int64_t m_bytes;              // whether m is in bytes, not of x's type
+    int64_t m_t, m_b, m_n, m_e;
+    const void* d;
+    const int64_t* lengths;
+    int64_t lengths_b, lengths_n;
+    const uint8_t* resets;
+    int64_t resets_t, resets_b, resets_n;
+    void *output, *cells, *last;
+    void *products, *scales;      // what recurrent_gates gives, in float for bfloat16
+    const void *doutput, *dcells, *dlast;
+    void *dx, *dw, *db, *ds0, *dp;
+    // A single step: the input (B, I), its weights and bias, and the second state's results.
+    const void *input, *w_ih, *b_ih;
+    int64_t I;
+    // Filled in by the library: the rows of each group, the longest first, and their lengths.
+    const int64_t *order, *valid;
+};
+
+// Runs work(begin, end, context) over parts of [begin, end), as torch_parallel_for does.
+using Work = void (*)(int64_t begin, int64_t end, void* context);
+using ParallelFor = int32_t (*)(int64_t begin, int64_t end, int64_t grain, Work, void* context);
+
+struct Pool {
+    ParallelFor parallel_for;
+    int64_t threads;
+};
+
+// One cell's functions for one storage type and one instruction set.
+struct Kernels {
+    void (*scan)(const Arguments&, const Pool&);
+    void (*scan_backward)(const Arguments&, const Pool&);
+    void (*step)(const Arguments&, const Pool&);
+};
+
+}  // namespace rnnkit

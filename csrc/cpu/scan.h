@@ -1,0 +1,195 @@
+// What the forward and the backward scan share: a cell's operands, and the products of a step.
+#pragma once
+#include "math.h"
+#include "norm.h"
+#include "product.h"
+#include "sequence.h"
+
+namespace rnnkit {
+namespace RNNKIT_ISA {
+
+// The weights of every group, packed for r = q @ w.T or for dq = dr @ w; early gates, then late.
+template <class S, class C> struct Weights {
+    using R = Real<S>;
+    const Arguments& a;
+    bool forward;
+    int64_t early, late;  // values of a group's packed parts
+    Array<R> data;
+
+    Weights(const Arguments& a, bool forward, bool needed = true)
+        : a(a), forward(forward), early(size(C::late)), late(size(C::gates - C::late)),
+          data(needed ? a.N * (early + late) : 0) {}
+
+    int64_t size(int64_t gates) const {
+        if (gates == 0) return 0;
+        const int64_t rows = gates * a.H;
+        return forward ? Panels<R>::size(a.H, rows) : Panels<R>::size(rows, a.H);
+    }
+
+    Panels<R> part(int64_t n, bool is_late) const {
+        const int64_t rows = (is_late ? C::gates - C::late : C::late) * a.H;
+        R* from = data + n * (early + late) + (is_late ? early : 0);
+        return forward ? Panels<R>{from, a.H, rows} : Panels<R>{from, rows, a.H};
+    }
+
+    void pack(const Team& team) const {
+        for (int64_t n = 0; n < a.N; ++n)
+            for (int is_late = 0; is_late < 1 + (C::late < C::gates); ++is_late) {
+                const Panels<R> panels = part(n, is_late);
+                const S* from = static_cast<const S*>(a.w) + n * C::gates * a.H * a.H
+                                + (is_late ? C::late * a.H * a.H : 0);
+                const int64_t count = panels.count();
+                for (int64_t k = team.begin(count); k < team.end(count); ++k)
+                    panels.pack(k, from, forward ? 1 : a.H, forward ? a.H : 1);
+            }
+    }
+};
+
+// Copies values from one type of storage to another; R is that of the arithmetic.
+template <class R, class To, class From> inline void copy(To* to, const From* from, int64_t count) {
+    for (int64_t j = 0; j < count; j += LANES<R>) {
+        const Part<R> part(count - j);
+        store(to + j, load(from + j, part), part);
+    }
+}
+
+// A group's small parameters in the type of the arithmetic: bias, gain of the norm, the cell's own.
+template <class R, class C> struct Parameters {
+    Array<R> bias, gain, own;
+
+    // From the group's rows of b, or null, and of p: the norm's gain first.
+    template <class S>
+    Parameters(const Arguments& a, const S* b, const S* p)
+        : bias(C::gates * a.H), gain(C::gates * a.H), own(C::rows * a.H) {
+        const int64_t gains = a.norm ? C::gates * a.H : 0;
+        bias.zero(C::gates * a.H);
+        if (b) copy<R>(bias.data, b, C::gates * a.H);
+        copy<R>(gain.data, p, gains);
+        copy<R>(own.data, p + gains, C::rows * a.H);
+    }
+};
+
+template <class S, class C>
+inline Parameters<Real<S>, C> parameters_of(const Arguments& a, int64_t n) {
+    const int64_t width = C::gates * a.H, rows = (a.norm ? C::gates : 0) + C::rows;
+    const S* b = static_cast<const S*>(a.b);
+    return {a, b ? b + n * width : b, static_cast<const S*>(a.p) + n * rows * a.H};
+}
+
+// Where the operands of one row at one step are.
+template <class S> struct Row {
+    const S* x;
+    const Real<S>* r;  // what the products give; of a norm, its n
+    const void* m;
+};
+
+// The operands of some units.
+template <class S, class C> struct Operands {
+    using R = Real<S>;
+    using V = Vector<R>;
+    V x[C::gates], r[C::gates], s[C::states], p[C::rows + 1];
+
+    // Gates first to last; the states are the caller's to load.
+    void load_gates(const Arguments& a, const Parameters<R, C>& own, const Row<S>& row,
+                    int64_t j, const Part<R>& part, int first_gate, int last_gate) {
+        for (int g = first_gate; g < last_gate; ++g) {
+            x[g] = a.norm && a.of_sum ? V{} : load(row.x + g * a.x_g + j, part);
+            r[g] = load(row.r + g * a.H + j, part);
+            if (a.norm)
+                r[g] = r[g] * load(own.gain + g * a.H + j, part)
+                       + load(own.bias + g * a.H + j, part);
+        }
+        for (int k = 0; k < C::rows; ++k) p[k] = load(own.own + k * a.H + j, part);
+    }
+};
+
+template <class S>
+inline Row<S> row_of(const Arguments& a, int64_t t, int64_t b, int64_t n, const Real<S>* r) {
+    const int64_t m_at = t * a.m_t + b * a.m_b + n * a.m_n;
+    const char* m = static_cast<const char*>(a.m);
+    return {static_cast<const S*>(a.x) + t * a.x_t + b * a.x_b + n * a.x_n, r,
+            m ? m + m_at * (a.m_bytes ? 1 : int64_t(sizeof(S))) : nullptr};
+}
+
+// Every step of state k: h is the output, the others are the cells.
+template <class S> inline S* states_of(const Arguments& a, int k) {
+    if (k == 0) return static_cast<S*>(a.output);
+    return static_cast<S*>(a.cells) + (k - 1) * a.T * a.B * a.N * a.H;
+}
+
+// State k as a row entered step t; null for zero.
+template <class S>
+inline const S* entering(const Arguments& a, const Sequence& sequence, int k, int64_t t, int64_t b) {
+    if (sequence.fresh(t, b)) return nullptr;
+    if (t != sequence.start(b))
+        return states_of<S>(a, k) + sequence.at(sequence.back ? t + 1 : t - 1, b) * a.H;
+    if (!a.s0) return nullptr;
+    return static_cast<const S*>(a.s0) + ((k * a.B + b) * a.N + sequence.n) * a.H;
+}
+
+// The share of the old value that stays, of state k.
+template <class S, class R>
+inline Vector<R> share_of(const Arguments& a, const void* m, int k, int64_t j,
+                          const Part<R>& part) {
+    if (a.m_bytes) return load(static_cast<const uint8_t*>(m) + k * a.m_e + j, part);
+    return load(static_cast<const S*>(m) + k * a.m_e + j, part);
+}
+
+// Normalises the products of some gates of a row in place.
+template <class S, class R>
+inline void normalise_gates(const Arguments& a, const S* x, R* r, R* scales, int first_gate,
+                            int last_gate) {
+    const int64_t H = a.H;
+    if (a.of_sum)
+        for (int g = first_gate; g < last_gate; ++g)
+            for (int64_t j = 0; j < H; j += LANES<R>) {
+                const Part<R> part(H - j);
+                store(r + g * H + j, load(r + g * H + j, part) + load(x + g * a.x_g + j, part),
+                      part);
+            }
+    if (a.norm == 1)
+        for (int g = first_gate; g < last_gate; ++g)
+            scales[g] = normalise(r + g * H, H, R(a.eps));
+    else {
+        const R scale = normalise(r + first_gate * H, (last_gate - first_gate) * H, R(a.eps));
+        for (int g = first_gate; g < last_gate; ++g) scales[g] = scale;
+    }
+}
+
+// Walks through the sequences of this thread: Walker(a, weights, n, tile, buffers, team).run().
+template <class Walker, class S, class C>
+inline void walk(const Arguments& a, const Weights<S, C>& weights, const Sharing& sharing,
+                 const Team& team, typename Walker::Shared& shared) {
+    const bool groups = sharing.split == Split::GROUPS;
+    const bool by_rows = sharing.split == Split::ROWS;
+    const bool together = sharing.split == Split::COLUMNS;
+    const int64_t first = by_rows ? team.index : 0, stride = by_rows ? team.size : 1;
+    const int64_t count = (a.B - first + stride - 1) / stride;
+    const int64_t tiles = together ? 1 : (count + MOST_TILE_ROWS - 1) / MOST_TILE_ROWS;
+    for (int64_t n = groups ? team.index : 0; n < a.N; n += groups ? team.size : 1)
+        for (int64_t k = 0; k < tiles; ++k) {
+            const int64_t begin = count * k / tiles, end = count * (k + 1) / tiles;
+            Rows tile(end - begin);
+            for (int64_t i = begin; i < end; ++i)
+                tile.rows[tile.count++] = Sequence(a, n).row(first + i * stride);
+            if (together) {
+                Walker(a, weights, n, tile, shared, *shared.buffers, team).run();
+            } else {
+                typename Walker::Buffers buffers(a, tile.count);
+                Walker(a, weights, n, tile, shared, buffers, Team{0, 1, nullptr}).run();
+            }
+        }
+}
+
+// q * d, what a product is fed under recurrent dropout.
+template <class S, class R>
+inline void drop(const Arguments& a, int64_t b, int64_t n, const R* q, R* fed) {
+    const S* d = static_cast<const S*>(a.d) + (b * a.N + n) * a.H;
+    for (int64_t j = 0; j < a.H; j += LANES<R>) {
+        const Part<R> part(a.H - j);
+        store(fed + j, load(q + j, part) * load(d + j, part), part);
+    }
+}
+
+}  // namespace RNNKIT_ISA
+}  // namespace rnnkit

@@ -1,0 +1,1 @@
+"""Native kernels for CPU tensors (csrc/cpu); `rnnkit.native` builds and loads them."""

@@ -1,0 +1,85 @@
+"""The arguments of the native kernels: `struct Arguments` of csrc/cpu/arguments.h."""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+# In the order of the library.
+STORAGE = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}
+
+
+class Arguments(NamedTuple):
+    """The fields in the order of csrc, eight bytes each: sizes, strides, addresses (0: absent)."""
+
+    T: int = 0
+    B: int = 0
+    N: int = 0
+    H: int = 0
+    E: int = 0
+    runs: int = 0
+    reverse: int = 0
+    norm: int = 0
+    of_sum: int = 0
+    eps: int = 0
+    x: int = 0
+    x_t: int = 0
+    x_b: int = 0
+    x_n: int = 0
+    x_g: int = 0
+    w: int = 0
+    b: int = 0
+    s0: int = 0
+    p: int = 0
+    m: int = 0
+    m_bytes: int = 0
+    m_t: int = 0
+    m_b: int = 0
+    m_n: int = 0
+    m_e: int = 0
+    d: int = 0
+    lengths: int = 0
+    lengths_b: int = 0
+    lengths_n: int = 0
+    resets: int = 0
+    resets_t: int = 0
+    resets_b: int = 0
+    resets_n: int = 0
+    output: int = 0
+    cells: int = 0
+    last: int = 0
+    products: int = 0
+    scales: int = 0
+    doutput: int = 0
+    dcells: int = 0
+    dlast: int = 0
+    dx: int = 0
+    dw: int = 0
+    db: int = 0
+    ds0: int = 0
+    dp: int = 0
+    input: int = 0
+    w_ih: int = 0
+    b_ih: int = 0
+    I: int = 0  # noqa: E741
+    order: int = 0
+    valid: int = 0
+
+
+Block = ctypes.c_int64 * len(Arguments._fields)
+
+
+def address(v: Tensor | None) -> int:
+    return 0 if v is None else v.data_ptr()
+
+
+@lru_cache
+def bits(value: float) -> int:
+    """The bits of a double, as an integer."""
+    (found,) = struct.unpack("q", struct.pack("d", value))
+    return int(found)
