@@ -92,10 +92,10 @@ def ask(barrier, results):
 def test_of_two_processes_one_builds(fresh, log):
     context = multiprocessing.get_context("fork")
     barrier, results = context.Barrier(2), context.Queue()
-    both = [context.Process(target=ask, args=(barrier, results)) for _ in range(2)]
+    both = [context.Process(target=ask, args=(barrier, results), daemon=True) for _ in range(2)]
     for process in both:
         process.start()
-    assert [results.get(timeout=60) for _ in both] == [True, True]
+    assert [results.get(timeout=30) for _ in both] == [True, True]
     for process in both:
         process.join()
     assert links(log()) == 1
@@ -108,10 +108,10 @@ def test_a_forked_child_uses_it_and_is_not_locked_out(fresh, monkeypatch):
     for found in (load.library(), None):
         monkeypatch.setattr(load, "_found", found)
         results = context.Queue()
-        child = context.Process(target=ask, args=(context.Barrier(1), results))
+        child = context.Process(target=ask, args=(context.Barrier(1), results), daemon=True)
         with load._lock:  # as if another thread were loading it
             child.start()
-        assert results.get(timeout=60)
+        assert results.get(timeout=30)
         child.join()
 
 

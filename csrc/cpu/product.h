@@ -14,10 +14,14 @@ constexpr int MOST_ROWS = 6;
 constexpr int MOST_VECTORS = REGISTERS == 32 ? 4 : 2;
 template <class R> constexpr int PANEL = MOST_VECTORS * LANES<R>;
 
-// (K, N) in panels of PANEL columns, each dense over k; the last is narrower by whole vectors.
+// (K, N) in panels of PANEL columns, each dense over k; the last is narrower by whole vectors. There
+// is room for as many k.
 template <class R> struct Panels {
     R* data;
-    int64_t K, N;
+    int64_t K, N, room;
+
+    Panels(R* data, int64_t K, int64_t N, int64_t room) : data(data), K(K), N(N), room(room) {}
+    Panels(R* data, int64_t K, int64_t N) : Panels(data, K, N, K) {}
 
     static int64_t size(int64_t K, int64_t N) { return K * vectors(N) * LANES<R>; }
     static int64_t vectors(int64_t columns) { return (columns + LANES<R> - 1) / LANES<R>; }
@@ -27,7 +31,7 @@ template <class R> struct Panels {
         const int64_t left = N - panel * PANEL<R>;
         return left < PANEL<R> ? left : PANEL<R>;
     }
-    R* at(int64_t panel) const { return data + panel * PANEL<R> * K; }
+    R* at(int64_t panel) const { return data + panel * PANEL<R> * room; }
 
     // Fills one panel from elements (k, n) at source[k * k_stride + n * n_stride].
     template <class S>

@@ -45,7 +45,7 @@ template <class S, class C> struct WeightGradients {
         int64_t filled = 0;
         bool first = true;
         const auto flush = [&] {
-            const Panels<R> panels = {q, filled, H};
+            const Panels<R> panels = {q, filled, H, CHUNK};
             product(panels, 0, panels.count(), count, static_cast<const R* const*>(from.data),
                     count, static_cast<R* const*>(to.data), first ? Init::ZERO : Init::SUM,
                     static_cast<const R*>(nullptr));
