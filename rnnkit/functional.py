@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,7 +14,15 @@ from .ops.causal_conv1d import causal_conv1d
 from .ops.layer_norm import layer_norm
 from .ops.scan import scan
 from .ops.wavenet import wavenet
-from .projection import Noise, Weights, prepare
+from .projection import (
+    Noise,
+    Weights,
+    check_own,
+    prepare,
+    project,
+    projects_alone,
+    unprojected,
+)
 from .torch_kernels import scan as torch_kernels
 
 if TYPE_CHECKING:
@@ -70,14 +78,23 @@ def recurrent(
         return_cell_states: whether the second state of every step is wanted too.
     """
     asked = extras(lengths, resets, noise, return_cell_states)
-    if on_torch(input, state, weights, cell, reverse, asked):
+    backend = chosen(input, state, weights, cell, reverse, asked)
+    if backend is torch_kernels:
         output, last = torch_kernels.layer(input, state, weights, cell, reverse)
         return Result(output, last, None)
     equations = find(cell)
-    inputs, h0 = prepare(input, state, weights, equations, reverse, lengths, resets, noise)
-    output, cells, final = scan(*inputs)
+    check_own(weights, equations)
+    more = (state, weights, equations, reverse, lengths, resets, noise)
+    if hasattr(backend, "layer") and takes_projection(input, weights, cell):
+        x, ih, b_ih, b = unprojected(input, weights, equations)
+        inputs, h0 = prepare(x, b, *more)
+        output, cells, final = backend.layer(input, ih, b_ih, inputs)
+    else:
+        inputs, h0 = prepare(*project(input, weights, equations), *more)
+        output, cells, final = scan(*inputs)
     heads = weights[0].heads(equations)
-    h, *others = final.unflatten(2, (-1, heads)).flatten(3).transpose(1, 2)
+    final = final if heads == 1 else final.unflatten(2, (-1, heads)).flatten(3)
+    h, *others = final.transpose(1, 2).unbind(0)
     if weights[0].hr is not None:
         hr = torch.stack([w.hr for w in weights if w.hr is not None]).to(output.dtype)
         output = torch.einsum("tbnh,nph->tbnp", output, hr)
@@ -99,7 +116,9 @@ def packed(
     asked: Sequence[str],
 ) -> tuple[Tensor, tuple[Tensor, ...]] | None:
     """A packed batch through all layers without padding it, where dispatch says so; else None."""
-    if call.packed is None or not on_torch(call.input, call.state, layers[0], cell, reverse, asked):
+    if call.packed is None:
+        return None
+    if chosen(call.input, call.state, layers[0], cell, reverse, asked) is not torch_kernels:
         return None
     data, sizes = call.packed.data, call.packed.batch_sizes
     return torch_kernels.packed(data, sizes, call.state, layers, cell, dropout)
@@ -119,20 +138,27 @@ def extras(
     return [name for name, present in asked.items() if present]
 
 
-def on_torch(
+def chosen(
     input: Tensor,
     state: tuple[Tensor, ...] | None,
     weights: Sequence[Weights],
     cell: str,
     reverse: Sequence[bool],
     asked: Sequence[str],
-) -> bool:
-    """Whether torch.nn's own kernel runs this layer, by dispatch's decision."""
+) -> Any:
+    """The backend's module that runs this layer, by dispatch's decision; None for a trace."""
     # A trace must hold the operator, which chooses where it runs.
     if dispatch.tracing(input):
+        return None
+    return dispatch.settle(layer_problem(input, state, weights, cell, reverse, asked))
+
+
+def takes_projection(input: Tensor, weights: Sequence[Weights], cell: str) -> bool:
+    """Whether a backend that computes x itself may do so: the plain projection, in eager mode."""
+    transformed = torch._C._are_functorch_transforms_active() or dispatch.in_forward_mode()
+    if transformed or dispatch.autocasts(input.device) or input.numel() == 0:
         return False
-    problem = layer_problem(input, state, weights, cell, reverse, asked)
-    return dispatch.settle(problem) is torch_kernels
+    return projects_alone(weights, find(cell)) and input.dtype == weights[0].ih.dtype
 
 
 def layer_problem(

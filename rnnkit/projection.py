@@ -58,6 +58,14 @@ def grouped(tensors: Sequence[Tensor | None], count: int, heads: int) -> Tensor 
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
+def stacked(tensors: Sequence[Tensor | None], count: int, heads: int) -> Tensor | None:
+    """(D * heads, count * H / heads, ...): `grouped` with the gates and units in one dimension."""
+    if len(tensors) == 1 and heads == 1:
+        return None if tensors[0] is None else tensors[0].unsqueeze(0)
+    found = grouped(tensors, count, heads)
+    return None if found is None else found.flatten(1, 2)
+
+
 def total(*tensors: Tensor | None) -> Tensor | None:
     """The sum of those that are there."""
     present = [v for v in tensors if v is not None]
@@ -65,7 +73,8 @@ def total(*tensors: Tensor | None) -> Tensor | None:
 
 
 def prepare(
-    input: Tensor,
+    x: Tensor,
+    b: Tensor | None,
     state: Tensors | None,
     weights: Sequence[Weights],
     cell: Cell,
@@ -74,12 +83,10 @@ def prepare(
     resets: Tensor | None,
     noise: Noise,
 ) -> tuple[Inputs, Tensor | None]:
-    """The arguments of the scan, and the projected h0 if there is one."""
-    check_own(weights, cell)
+    """The arguments of the scan, and the projected h0 if there is one; x and b are `project`'s."""
     heads = weights[0].heads(cell)
     N = len(weights) * heads
-    x, b = project(input, weights, cell, heads)
-    hh = grouped([w.hh if w.hr is None else w.hh @ w.hr for w in weights], cell.gates, heads)
+    hh = stacked([w.hh if w.hr is None else w.hh @ w.hr for w in weights], cell.gates, heads)
     own = [
         grouped([w.own[k] for w in weights], parameter.rows, heads)
         for k, parameter in enumerate(cell.parameters)
@@ -88,8 +95,8 @@ def prepare(
     inputs = Inputs(
         x=x,
         # The cast is all of autocast: everything follows the dtype that the projection produced.
-        w=hh.flatten(1, 2).to(x.dtype),
-        b=None if b is None else b.flatten(1).to(x.dtype),
+        w=hh.to(x.dtype),
+        b=None if b is None else b.to(x.dtype),
         s0=None,
         p=torch.cat([v for v in own if v is not None], 1).to(x.dtype) if own else None,
         m=masks(x, noise),
@@ -120,17 +127,41 @@ def check_own(weights: Sequence[Weights], cell: Cell) -> None:
             )
 
 
+def projects_alone(weights: Sequence[Weights], cell: Cell) -> bool:
+    """Whether x is the projection of the input and no more."""
+    plain = cell.norm is None or cell.norm.of_sum
+    return plain and all(w.hr is None and w.ih.dtype == w.hh.dtype for w in weights)
+
+
+def unprojected(
+    input: Tensor, weights: Sequence[Weights], cell: Cell
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """An empty x of the scan; ih (N, G * H, I) and b_ih (N, G * H), which give it; and b."""
+    G, heads = cell.gates, weights[0].heads(cell)
+    biases = [[w.b_ih for w in weights], [w.b_hh for w in weights]]
+    if cell.norm is not None:
+        biases = [[total(w.b_ih, w.b_hh) for w in weights], [w.norm_bias for w in weights]]
+    ih = stacked([w.ih for w in weights], G, heads)
+    b_ih, b = (stacked(v, G, heads) for v in biases)
+    assert ih is not None
+    x = input.new_empty(*input.shape[:2], ih.shape[0], G, ih.shape[1] // G)
+    return x, ih, b_ih, b
+
+
 def project(
-    input: Tensor, weights: Sequence[Weights], cell: Cell, heads: int
+    input: Tensor, weights: Sequence[Weights], cell: Cell
 ) -> tuple[Tensor, Tensor | None]:
-    """x of the scan, with as many of the biases as can be added to it, and the other's b (N, G, H).
+    """x of the scan, with as many of the biases as can be added to it, and the other's b (N, G * H).
 
     The norm of the input's part is over all gates of a group, or over each.
     """
-    G, norm = cell.gates, cell.norm
+    G, norm, heads = cell.gates, cell.norm, weights[0].heads(cell)
 
     def of(name: str) -> Tensor | None:
         return grouped([getattr(w, name) for w in weights], G, heads)
+
+    def flat(v: Tensor | None) -> Tensor | None:
+        return None if v is None else v.flatten(1)
 
     ih, b_ih, b_hh, norm_bias = of("ih"), of("b_ih"), of("b_hh"), of("norm_bias")
     assert ih is not None
@@ -141,9 +172,9 @@ def project(
         input, ih.flatten(0, 2), None if before is None else before.flatten()
     ).unflatten(-1, ih.shape[:3])
     if norm is None:
-        return x, b_hh
+        return x, flat(b_hh)
     if norm.of_sum:
-        return x, norm_bias
+        return x, flat(norm_bias)
     if cell.additive:
         b_ih, norm_bias = total(b_ih, norm_bias), None
     over = x.shape[-1:] if norm.per_gate else x.shape[-2:]
@@ -152,7 +183,7 @@ def project(
     normed = normed if gain is None else normed * gain
     normed = normed if bias is None else normed + bias
     # Under autocast a norm is in float32; the scan is in the projection's dtype.
-    return normed.to(x.dtype), total(b_hh, norm_bias)
+    return normed.to(x.dtype), flat(total(b_hh, norm_bias))
 
 
 def masks(x: Tensor, noise: Noise) -> Tensor | None:

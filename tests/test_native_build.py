@@ -42,6 +42,13 @@ def test_sources_that_change_meanwhile_make_no_library(tmp_path, csrc, monkeypat
 
 
 @compiles
+def test_the_linker_is_quoted(tmp_path, csrc):
+    (csrc / "cpu" / "kernels.cpp").write_text("int defined_in_all = 1;")
+    with pytest.raises(build.Failure, match="defined_in_all"):
+        build.build(tmp_path / build.LIBRARY, csrc, build.find_compiler())
+
+
+@compiles
 def test_every_kernel_is_in_it_and_keeps_nan_and_infinity(tmp_path, csrc):
     build.build(tmp_path / build.LIBRARY, csrc, build.find_compiler())
     library = ctypes.CDLL(str(tmp_path / build.LIBRARY))
@@ -116,5 +123,7 @@ def test_a_wheel_has_the_library_if_there_is_a_compiler(tmp_path, csrc, monkeypa
     monkeypatch.setenv("CXX", "no-such-compiler")
     built = wheel(checkout, tmp_path / "second")
     assert built.name.endswith("-py3-none-any.whl")
-    files = [name for name in zipfile.ZipFile(built).namelist() if "csrc" in name or "lib" in name]
+    names = zipfile.ZipFile(built).namelist()
+    assert f"rnnkit/native/{build.LIBRARY}" not in names
+    files = [name for name in names if "csrc" in name]
     assert files == ["rnnkit/csrc/cpu/library.cpp", "rnnkit/csrc/cpu/other.cpp"]

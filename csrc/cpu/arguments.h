@@ -27,9 +27,10 @@ struct Arguments {
     void *products, *scales;      // what recurrent_gates gives, in float for bfloat16
     const void *doutput, *dcells, *dlast;
     void *dx, *dw, *db, *ds0, *dp;
-    // A single step: the input (B, I), its weights and bias, and the second state's results.
+    // A whole layer: x is computed of the input (T, B, I), its weights (N, G * H, I) and bias.
     const void *input, *w_ih, *b_ih;
     int64_t I;
+    void *dinput, *dw_ih, *db_ih;
     // Filled in by the library: the rows of each group, the longest first, and their lengths.
     const int64_t *order, *valid;
 };

@@ -189,18 +189,5 @@ template <class S, class C> struct Forward {
     }
 };
 
-template <class S, class C> void scan(const Arguments& a, const Pool& pool) {
-    const Sharing sharing = share(a, C::gates, sizeof(Real<S>), pool);
-    const Weights<S, C> weights(a, true);
-    typename Forward<S, C>::Buffers buffers(a, sharing.split == Split::COLUMNS ? a.B : 0);
-    typename Forward<S, C>::Shared shared = {&buffers};
-    const auto job = [&](const Team& team) {
-        weights.pack(team);
-        team.wait();
-        walk<Forward<S, C>>(a, weights, sharing, team, shared);
-    };
-    run(pool, sharing.threads, job);
-}
-
 }  // namespace RNNKIT_ISA
 }  // namespace rnnkit

@@ -45,14 +45,6 @@ template <class S, class C> struct Weights {
     }
 };
 
-// Copies values from one type of storage to another; R is that of the arithmetic.
-template <class R, class To, class From> inline void copy(To* to, const From* from, int64_t count) {
-    for (int64_t j = 0; j < count; j += LANES<R>) {
-        const Part<R> part(count - j);
-        store(to + j, load(from + j, part), part);
-    }
-}
-
 // A group's small parameters in the type of the arithmetic: bias, gain of the norm, the cell's own.
 template <class R, class C> struct Parameters {
     Array<R> bias, gain, own;

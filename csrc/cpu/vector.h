@@ -173,6 +173,14 @@ inline Vector<double> load(const uint8_t* from, Part<double> part) {
     return v;
 }
 
+// Copies values from one type of storage to another; R is that of the arithmetic.
+template <class R, class To, class From> inline void copy(To* to, const From* from, int64_t count) {
+    for (int64_t j = 0; j < count; j += LANES<R>) {
+        const Part<R> part(count - j);
+        store(to + j, load(from + j, part), part);
+    }
+}
+
 // The sum over all lanes, by halves: the same order whatever was loaded.
 template <class R> inline R sum(const Vector<R>& v) {
     R values[LANES<R>];

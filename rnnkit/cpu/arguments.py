@@ -67,6 +67,9 @@ class Arguments(NamedTuple):
     w_ih: int = 0
     b_ih: int = 0
     I: int = 0  # noqa: E741
+    dinput: int = 0
+    dw_ih: int = 0
+    db_ih: int = 0
     order: int = 0
     valid: int = 0
 

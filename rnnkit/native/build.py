@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -117,7 +118,8 @@ def run(command: list[str]) -> None:
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode != 0:
         lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-        errors = [line for line in lines if "error" in line or "undefined" in line] or lines
+        words = re.compile("error|undefined|multiple|duplicate")
+        errors = [line for line in lines if words.search(line)] or lines
         said = "\n  ".join(errors[:3]) or f"exit status {done.returncode}"
         raise Failure(f"{command[0]} failed:\n  {said}")
 
