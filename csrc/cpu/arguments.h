@@ -24,10 +24,14 @@ struct Arguments {
     const uint8_t* resets;
     int64_t resets_t, resets_b, resets_n;
     void *output, *cells, *last;
-    void *products, *scales;      // what recurrent_gates gives, in float for bfloat16
+    // What recurrent_gates gives, in float for bfloat16. But the first `summed` gates, of all of
+    // which dr = dx, are added to x, which must be dense, and have no place in products.
+    void *products, *scales;
+    int64_t summed;
     const void *doutput, *dcells, *dlast;
     void *dx, *dw, *db, *ds0, *dp;
-    // A whole layer: x is computed of the input (T, B, I), its weights (N, G * H, I) and bias.
+    // A whole layer: x is computed of the input (T, B, I), its weights (N, G * H, I) and bias, and
+    // nobody wants dx, which is null.
     const void *input, *w_ih, *b_ih;
     int64_t I;
     void *dinput, *dw_ih, *db_ih;
@@ -46,6 +50,7 @@ struct Pool {
 
 // One cell's functions for one storage type and one instruction set.
 struct Kernels {
+    int64_t shared;
     void (*scan)(const Arguments&, const Pool&);
     void (*scan_backward)(const Arguments&, const Pool&);
     void (*step)(const Arguments&, const Pool&);

@@ -51,6 +51,7 @@ template <class S, class C> struct Backward {
     Shared& shared;
     Buffers& buffers;
     const Team columns;
+    bool missing;  // whether the products were not kept
     Array<const R*> from;
     Array<R*> to;
     Array<R> raw, normal, gradient;  // of the value that the step normalises
@@ -59,7 +60,8 @@ template <class S, class C> struct Backward {
     Backward(const Arguments& a, const Weights<S, C>& weights, int64_t n, Rows& tile,
              Shared& shared, Buffers& buffers, const Team& columns)
         : a(a), weights(weights), sequence(a, n), own(parameters_of<S, C>(a, n)), tile(tile), shared(shared),
-          buffers(buffers), columns(columns), from(tile.count), to(tile.count), raw(a.H),
+          buffers(buffers), columns(columns),
+          missing(!a.products && a.summed < C::gates), from(tile.count), to(tile.count), raw(a.H),
           normal(a.H), gradient(a.H), nothing(a.H) {
         nothing.zero(a.H);
     }
@@ -72,7 +74,7 @@ template <class S, class C> struct Backward {
 
     R* products(int64_t t, int64_t i) const {
         if (!a.products) return buffers.r + i * C::gates * a.H;
-        return static_cast<R*>(a.products) + at(t, i) * C::gates * a.H;
+        return static_cast<R*>(a.products) + (at(t, i) * (C::gates - a.summed) - a.summed) * a.H;
     }
 
     R* scales(int64_t t, int64_t i) const {
@@ -101,7 +103,7 @@ template <class S, class C> struct Backward {
         for (int64_t k = a.T; k-- > 0;) {
             const int64_t t = sequence.time(k);
             tile.reach(sequence, t);
-            if (!a.products) again(t);
+            if (missing) again(t);
             for (int64_t i = columns.index; i < tile.active; i += columns.size) {
                 through_step(t, i);
                 if (!INNER) before_products(t, i, 0, C::gates);
@@ -185,10 +187,11 @@ template <class S, class C> struct Backward {
     void feed_late(int64_t t, int64_t i, R* q) const {
         const Row<S> place = row(t, i);
         const S* h = previous(0, t, i);
+        const Loading how(a);
         for (int64_t j = 0; j < a.H; j += LANES<R>) {
             const Part<R> part(a.H - j);
             Operands<S, C> v;
-            v.load_gates(a, own, place, j, part, 0, C::late);
+            v.load_gates(how, own, place, j, part, 0, C::late);
             v.s[0] = load(h + j, part);
             store(q + j, C::inner_step(v.x, v.r, v.s, v.p), part);
         }
@@ -220,10 +223,11 @@ template <class S, class C> struct Backward {
         const S* before[C::states];
         for (int k = 0; k < C::states; ++k) before[k] = previous(k, t, i);
         const bool fresh = sequence.fresh(t, tile.rows[i]);
+        const Loading how(a);
         Operands<S, C> v;
         V total[C::states], next[C::states];
         const auto operands = [&](int64_t j, const Part<R>& part) {
-            v.load_gates(a, own, place, j, part, 0, C::gates);
+            v.load_gates(how, own, place, j, part, 0, C::gates);
             for (int k = 0; k < C::states; ++k) {
                 v.s[k] = load(before[k] + j, part);
                 total[k] = arriving(k, t, i, j, part);
@@ -286,10 +290,11 @@ template <class S, class C> struct Backward {
         const bool fresh = sequence.fresh(t, tile.rows[i]);
         S* dx = static_cast<S*>(a.dx) + at(t, i) * C::gates * a.H;
         R* q = shared.fed + at(t, i) * a.H;
+        const Loading how(a);
         for (int64_t j = 0; j < a.H; j += LANES<R>) {
             const Part<R> part(a.H - j);
             Operands<S, C> v;
-            v.load_gates(a, own, place, j, part, 0, C::late);
+            v.load_gates(how, own, place, j, part, 0, C::late);
             v.s[0] = load(h + j, part);
             V dgates[C::gates], dproducts[C::gates], old[1] = {load(ds(0, i) + j, part)};
             for (int g = 0; g < C::late; ++g)

@@ -16,7 +16,7 @@ template <class S, class C> struct Forward {
 
         Buffers(const Arguments& a, int64_t rows)
             : states(C::states * rows * a.H), fed(a.d || INNER ? rows * a.H : 0),
-              r(a.products ? 0 : rows * C::gates * a.H), scales(rows * C::gates) {}
+              r(a.products ? 0 : rows * (C::gates - a.summed) * a.H), scales(rows * C::gates) {}
     };
 
     struct Shared {
@@ -42,9 +42,11 @@ template <class S, class C> struct Forward {
     R* state(int k, int64_t i) const { return buffers.states + (k * tile.count + i) * a.H; }
     R* fed(int64_t i) const { return buffers.fed + i * a.H; }
 
+    // A row of the products; its first gate is the one after those that are added to x.
     R* products(int64_t t, int64_t i) const {
-        if (!a.products) return buffers.r + i * C::gates * a.H;
-        return static_cast<R*>(a.products) + sequence.at(t, tile.rows[i]) * C::gates * a.H;
+        const int64_t row = a.products ? sequence.at(t, tile.rows[i]) : i;
+        R* from = a.products ? static_cast<R*>(a.products) : buffers.r.data;
+        return from + (row * (C::gates - a.summed) - a.summed) * a.H;
     }
 
     R* scales(int64_t t, int64_t i) const {
@@ -58,13 +60,14 @@ template <class S, class C> struct Forward {
         for (int64_t k = 0; k < a.T; ++k) {
             const int64_t t = sequence.time(k);
             tile.reach(sequence, t);
-            multiply(t, false, a.d);
+            multiply(t, 0, a.d);
+            if (!INNER && weights.parts() == 2) multiply(t, 1, a.d);
             columns.wait();
             if (INNER) {
                 for (int64_t i = columns.index; i < tile.active; i += columns.size)
                     feed_late(t, i);
                 columns.wait();
-                multiply(t, true, true);
+                multiply(t, 1, true);
                 columns.wait();
             }
             for (int64_t i = columns.index; i < tile.active; i += columns.size) {
@@ -104,14 +107,18 @@ template <class S, class C> struct Forward {
         if (a.d) drop<S, R>(a, b, sequence.n, state(0, i), fed(i));
     }
 
-    void multiply(int64_t t, bool late, bool from_fed) {
-        const int64_t shift = late ? C::late * a.H : 0;
-        const Panels<R> panels = weights.part(sequence.n, late);
+    // The products of one part of the gates.
+    void multiply(int64_t t, int part, bool from_fed) {
+        const int64_t gate = part ? weights.cut : 0, shift = gate * a.H;
+        const bool summed = gate < a.summed;
+        const Panels<R> panels = weights.part(sequence.n, part);
         for (int64_t i = 0; i < tile.active; ++i) {
             from[i] = from_fed ? fed(i) : state(0, i);
             to[i] = products(t, i) + shift;
+            // Only where x is of the arithmetic's type.
+            if (summed) to[i] = (R*)row(t, i).x + shift;
         }
-        const Init init = a.b && !a.norm ? Init::ROW : Init::ZERO;
+        const Init init = summed ? Init::SUM : a.b && !a.norm ? Init::ROW : Init::ZERO;
         const int64_t count = panels.count();
         product(panels, columns.begin(count), columns.end(count), tile.active,
                 static_cast<const R* const*>(from.data), 1, static_cast<R* const*>(to.data), init,
@@ -122,10 +129,11 @@ template <class S, class C> struct Forward {
     void feed_late(int64_t t, int64_t i) {
         const Row<S> at = row(t, i);
         if (a.norm) normalise_gates<S, R>(a, at.x, products(t, i), scales(t, i), 0, C::late);
+        const Loading how(a);
         for (int64_t j = 0; j < a.H; j += LANES<R>) {
             const Part<R> part(a.H - j);
             Operands<S, C> v;
-            v.load_gates(a, own, at, j, part, 0, C::late);
+            v.load_gates(how, own, at, j, part, 0, C::late);
             v.s[0] = load(state(0, i) + j, part);
             store(fed(i) + j, C::inner_step(v.x, v.r, v.s, v.p), part);
         }
@@ -135,9 +143,12 @@ template <class S, class C> struct Forward {
     void advance(int64_t t, int64_t i) {
         const Row<S> at = row(t, i);
         Operands<S, C> v;
+        const Loading how(a);
+        R* states[C::states];
+        for (int k = 0; k < C::states; ++k) states[k] = state(k, i);
         const auto operands = [&](int64_t j, const Part<R>& part) {
-            v.load_gates(a, own, at, j, part, 0, C::gates);
-            for (int k = 0; k < C::states; ++k) v.s[k] = load(state(k, i) + j, part);
+            v.load_gates(how, own, at, j, part, 0, C::gates);
+            for (int k = 0; k < C::states; ++k) v.s[k] = load(states[k] + j, part);
         };
         Moments<R> moment = {};
         if constexpr (C::normalises) {
@@ -148,9 +159,11 @@ template <class S, class C> struct Forward {
             }
             moment = moments<R>(inner, a.H, R(a.eps));
         }
-        const int64_t step = sequence.at(t, tile.rows[i]) * a.H;
-        for (int64_t j = 0; j < a.H; j += LANES<R>) {
-            const Part<R> part(a.H - j);
+        const int64_t step = sequence.at(t, tile.rows[i]) * a.H, H = a.H;
+        S* results[C::states];
+        for (int k = 0; k < C::states; ++k) results[k] = states_of<S>(a, k) + step;
+        for (int64_t j = 0; j < H; j += LANES<R>) {
+            const Part<R> part(H - j);
             operands(j, part);
             V raw = {}, n = {}, next[C::states];
             if constexpr (C::normalises) {
@@ -163,8 +176,8 @@ template <class S, class C> struct Forward {
                     const V share = share_of<S, R>(a, at.m, k, j, part);
                     next[k] = share * v.s[k] + (1 - share) * next[k];
                 }
-                store(state(k, i) + j, next[k], part);
-                store(states_of<S>(a, k) + step + j, next[k], part);
+                store(states[k] + j, next[k], part);
+                store(results[k] + j, next[k], part);
             }
         }
     }
@@ -183,7 +196,8 @@ template <class S, class C> struct Forward {
             for (int k = 0; k < C::states; ++k)
                 std::memset(states_of<S>(a, k) + step, 0, a.H * sizeof(S));
             if (a.products)
-                std::memset(products(t, i), 0, C::gates * a.H * sizeof(R));
+                std::memset(products(t, i) + a.summed * a.H, 0,
+                            (C::gates - a.summed) * a.H * sizeof(R));
             if (a.scales) std::memset(scales(t, i), 0, C::gates * sizeof(R));
         }
     }

@@ -23,9 +23,9 @@ struct Entry {
 
 template <class C> constexpr Kernels of() {
     if constexpr (C::normalises)
-        return {scan<S, C>, scan_backward<S, C>, nullptr};
+        return {C::shared, scan<S, C>, scan_backward<S, C>, nullptr};
     else
-        return {scan<S, C>, scan_backward<S, C>, step<S, C>};
+        return {C::shared, scan<S, C>, scan_backward<S, C>, step<S, C>};
 }
 
 constexpr Entry ENTRIES[] = {

@@ -89,6 +89,9 @@ EXPORT const Kernels* rnnkit_kernels(const char* cell, int64_t storage, int64_t 
     return usable()[index].find[storage](cell);
 }
 
+// The first gates of a cell whose products can be added to x.
+EXPORT int64_t rnnkit_shared(const Kernels* kernels) { return kernels->shared; }
+
 EXPORT int64_t rnnkit_arguments_size() { return sizeof(Arguments); }
 
 EXPORT void rnnkit_scan(const Kernels* kernels, Arguments* a, int64_t threads) {

@@ -55,13 +55,13 @@ template <class R> struct Math {
         Value power, q;
     };
 
-    template <int N> static inline Value polynomial(Value v, const R (&c)[N]) {
+    template <int N> static INLINE Value polynomial(Value v, const R (&c)[N]) {
         Value p = broadcast<R>(c[N - 1]);
         for (int k = N - 2; k >= 0; --k) p = p * v + c[k];
         return p;
     }
 
-    static inline Parts exponential(Value y) {
+    static INLINE Parts exponential(Value y) {
         const Value shifted = y * R(1.4426950408889634074) + E::round;
         const Value n = shifted - E::round;
         const Value r = (y - n * E::ln2_high) - n * E::ln2_low;
@@ -70,7 +70,7 @@ template <class R> struct Math {
         return {bits_of<Value>(exponent), r * r * polynomial(r, E::c) + r};
     }
 
-    static inline Value sigmoid(Value x) {
+    static INLINE Value sigmoid(Value x) {
         Value y = -x;
         y = y < E::lowest ? broadcast<R>(E::lowest) : y;
         const auto zero = y > E::highest;
@@ -83,7 +83,7 @@ template <class R> struct Math {
     }
 
     // t / (t + 2) for t = exp(2|x|) - 1; near zero, where its rounding shows, a polynomial.
-    static inline Value tanh(Value x) {
+    static INLINE Value tanh(Value x) {
         const Value size = x < 0 ? -x : x, z = x * x;
         Value y = size + size;
         y = y > E::saturated ? broadcast<R>(E::saturated) : y;

@@ -81,11 +81,21 @@ template <class S> struct Projection {
     }
 
     void forward(const Team& team) const {
-        const Array<R> bias(a.b_ih ? width : 0);
+        const Array<R> bias(width);
+        bias.zero(width);
         if (a.b_ih) copy<R>(bias.data, static_cast<const S*>(a.b_ih), width);
+        const int64_t group = width / a.N, summed = a.summed * a.H;
+        // The products that are added to x come without their bias.
+        for (int64_t n = 0; a.b && n < a.N; ++n)
+            for (int64_t j = 0; j < summed; j += LANES<R>) {
+                const Part<R> part(summed - j);
+                R* const sum = bias + n * group + j;
+                store(sum, load(sum, part) + load(static_cast<const S*>(a.b) + n * group + j, part),
+                      part);
+            }
         multiply(team, static_cast<const S*>(a.input), a.I,
                  static_cast<S*>(const_cast<void*>(a.x)), width,
-                 a.b_ih ? static_cast<const R*>(bias.data) : nullptr);
+                 static_cast<const R*>(bias.data));
     }
 
     void backward(const Team& team) const {

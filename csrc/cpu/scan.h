@@ -8,17 +8,18 @@
 namespace rnnkit {
 namespace RNNKIT_ISA {
 
-// The weights of every group, packed for r = q @ w.T or for dq = dr @ w; early gates, then late.
+// The weights of every group, packed for r = q @ w.T or for dq = dr @ w, in two parts: those of the
+// gates before and from `cut` on.
 template <class S, class C> struct Weights {
     using R = Real<S>;
     const Arguments& a;
     bool forward;
-    int64_t early, late;  // values of a group's packed parts
+    int64_t cut, sizes[2];
     Array<R> data;
 
-    Weights(const Arguments& a, bool forward, bool needed = true)
-        : a(a), forward(forward), early(size(C::late)), late(size(C::gates - C::late)),
-          data(needed ? a.N * (early + late) : 0) {}
+    Weights(const Arguments& a, bool forward, int64_t cut, bool needed = true)
+        : a(a), forward(forward), cut(cut), sizes{size(cut), size(C::gates - cut)},
+          data(needed ? a.N * (sizes[0] + sizes[1]) : 0) {}
 
     int64_t size(int64_t gates) const {
         if (gates == 0) return 0;
@@ -26,21 +27,23 @@ template <class S, class C> struct Weights {
         return forward ? Panels<R>::size(a.H, rows) : Panels<R>::size(rows, a.H);
     }
 
-    Panels<R> part(int64_t n, bool is_late) const {
-        const int64_t rows = (is_late ? C::gates - C::late : C::late) * a.H;
-        R* from = data + n * (early + late) + (is_late ? early : 0);
+    int parts() const { return 1 + (cut < C::gates); }
+
+    Panels<R> part(int64_t n, int k) const {
+        const int64_t rows = (k ? C::gates - cut : cut) * a.H;
+        R* from = data + n * (sizes[0] + sizes[1]) + (k ? sizes[0] : 0);
         return forward ? Panels<R>{from, a.H, rows} : Panels<R>{from, rows, a.H};
     }
 
     void pack(const Team& team) const {
         for (int64_t n = 0; n < a.N; ++n)
-            for (int is_late = 0; is_late < 1 + (C::late < C::gates); ++is_late) {
-                const Panels<R> panels = part(n, is_late);
-                const S* from = static_cast<const S*>(a.w) + n * C::gates * a.H * a.H
-                                + (is_late ? C::late * a.H * a.H : 0);
+            for (int k = 0; k < parts(); ++k) {
+                const Panels<R> panels = part(n, k);
+                const S* from = static_cast<const S*>(a.w)
+                                + (n * C::gates + (k ? cut : 0)) * a.H * a.H;
                 const int64_t count = panels.count();
-                for (int64_t k = team.begin(count); k < team.end(count); ++k)
-                    panels.pack(k, from, forward ? 1 : a.H, forward ? a.H : 1);
+                for (int64_t panel = team.begin(count); panel < team.end(count); ++panel)
+                    panels.pack(panel, from, forward ? 1 : a.H, forward ? a.H : 1);
             }
     }
 };
@@ -75,6 +78,15 @@ template <class S> struct Row {
     const void* m;
 };
 
+// What decides how operands are loaded, by value: the loops over units must not read it again.
+struct Loading {
+    int64_t H, x_g, summed;
+    bool norm, of_sum;
+
+    explicit Loading(const Arguments& a)
+        : H(a.H), x_g(a.x_g), summed(a.summed), norm(a.norm), of_sum(a.norm && a.of_sum) {}
+};
+
 // The operands of some units.
 template <class S, class C> struct Operands {
     using R = Real<S>;
@@ -82,16 +94,15 @@ template <class S, class C> struct Operands {
     V x[C::gates], r[C::gates], s[C::states], p[C::rows + 1];
 
     // Gates first to last; the states are the caller's to load.
-    void load_gates(const Arguments& a, const Parameters<R, C>& own, const Row<S>& row,
-                    int64_t j, const Part<R>& part, int first_gate, int last_gate) {
+    INLINE void load_gates(const Loading& how, const Parameters<R, C>& own, const Row<S>& row,
+                           int64_t j, const Part<R>& part, int first_gate, int last_gate) {
         for (int g = first_gate; g < last_gate; ++g) {
-            x[g] = a.norm && a.of_sum ? V{} : load(row.x + g * a.x_g + j, part);
-            r[g] = load(row.r + g * a.H + j, part);
-            if (a.norm)
-                r[g] = r[g] * load(own.gain + g * a.H + j, part)
-                       + load(own.bias + g * a.H + j, part);
+            const int64_t at = g * how.H + j;
+            x[g] = how.of_sum ? V{} : load(row.x + g * how.x_g + j, part);
+            r[g] = g < how.summed ? V{} : load(row.r + at, part);
+            if (how.norm) r[g] = r[g] * load(own.gain + at, part) + load(own.bias + at, part);
         }
-        for (int k = 0; k < C::rows; ++k) p[k] = load(own.own + k * a.H + j, part);
+        for (int k = 0; k < C::rows; ++k) p[k] = load(own.own + k * how.H + j, part);
     }
 };
 

@@ -81,8 +81,8 @@ template <class S, class C> void step(const Arguments& a, const Pool& pool) {
     };
     run(pool, threads, products);
 
-    Arguments dense = a;
-    dense.x_g = H;
+    Loading how(a);
+    how.x_g = H;
     const Parameters<R, C> own(a, static_cast<const S*>(nullptr), static_cast<const S*>(a.p));
     const auto each = [&](auto&& function) {
         for (int64_t b = 0; b < B; ++b)
@@ -95,7 +95,7 @@ template <class S, class C> void step(const Arguments& a, const Pool& pool) {
         const Array<R> q(plane);
         each([&](int64_t b, int64_t j, const Part<R>& part) {
             Operands<R, C> v;
-            v.load_gates(dense, own, place(b), j, part, 0, C::late);
+            v.load_gates(how, own, place(b), j, part, 0, C::late);
             v.s[0] = load(h + b * H + j, part);
             store(q + b * H + j, C::inner_step(v.x, v.r, v.s, v.p), part);
         });
@@ -103,7 +103,7 @@ template <class S, class C> void step(const Arguments& a, const Pool& pool) {
     }
     each([&](int64_t b, int64_t j, const Part<R>& part) {
         Operands<R, C> v;
-        v.load_gates(dense, own, place(b), j, part, 0, C::gates);
+        v.load_gates(how, own, place(b), j, part, 0, C::gates);
         v.s[0] = load(h + b * H + j, part);
         for (int k = 1; k < C::states; ++k)
             v.s[k] = a.s0 ? load(static_cast<const S*>(a.cells) + b * H + j, part) : V{};

@@ -7,6 +7,9 @@
 #include <immintrin.h>
 #endif
 
+// For what is called in the innermost loops: a call would spill every vector.
+#define INLINE inline __attribute__((always_inline))
+
 namespace rnnkit {
 namespace RNNKIT_ISA {
 

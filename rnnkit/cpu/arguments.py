@@ -55,6 +55,7 @@ class Arguments(NamedTuple):
     last: int = 0
     products: int = 0
     scales: int = 0
+    summed: int = 0
     doutput: int = 0
     dcells: int = 0
     dlast: int = 0

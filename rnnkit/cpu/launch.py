@@ -7,10 +7,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..ops.allocate import allocate, allocate_gradients, allocate_products
+from ..ops.allocate import (
+    allocate,
+    allocate_gradients,
+    allocate_products,
+    gradient_shapes,
+)
 from ..ops.sequence import Inputs
 from .arguments import Arguments, address, bits
-from .library import call
+from .library import call, shared
 
 
 def dense(v: Tensor | None) -> Tensor | None:
@@ -69,21 +74,36 @@ class Projection(NamedTuple):
     b_ih: Tensor | None
 
 
-def of_projection(projection: Projection | None) -> dict[str, int]:
+def of_projection(inputs: Inputs, projection: Projection | None) -> dict[str, int]:
     """The arguments that a projection adds; x is written then."""
     if projection is None:
         return {}
     input, ih, b_ih = projection
     addresses = {"input": input.data_ptr(), "w_ih": ih.data_ptr(), "b_ih": address(b_ih)}
-    return addresses | {"I": input.shape[-1]}
+    return addresses | {"I": input.shape[-1], "summed": summed(inputs)}
+
+
+def summed(inputs: Inputs) -> int:
+    """The first gates whose products are added to an x that is computed here."""
+    if inputs.equations.norm is not None or inputs.x.dtype == torch.bfloat16:
+        return 0
+    return shared(inputs.cell, inputs.x.dtype)
+
+
+def kept_by(inputs: Inputs, projection: Projection | None) -> tuple[Tensor, Tensor]:
+    """Room for the products and scales that forward keeps."""
+    if projection is None or summed(inputs) == 0:
+        return allocate_products(inputs.x, inputs.cell, True)
+    T, B, N, G, H = inputs.x.shape
+    return inputs.x.new_empty(T, B, N, G - summed(inputs), H), inputs.x.new_empty(0)
 
 
 def forward(
     inputs: Inputs, keep: bool, projection: Projection | None = None
 ) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[Tensor, Tensor] | None]:
-    """output, cells and last; and if `keep`, products and scales, as of `allocate_products`."""
+    """output, cells and last; and if `keep`, products and scales for `backward`."""
     output, cells, last = allocate(inputs.x, inputs.cell)
-    kept = allocate_products(inputs.x, inputs.cell, True) if keep else None
+    kept = kept_by(inputs, projection) if keep else None
     products, scales = kept or (None, None)
     arguments = described(inputs)._replace(
         output=output.data_ptr(),
@@ -91,7 +111,7 @@ def forward(
         last=last.data_ptr(),
         products=address(products),
         scales=address(scales),
-        **of_projection(projection),
+        **of_projection(inputs, projection),
     )
     call("rnnkit_scan", inputs.cell, inputs.x.dtype, arguments)
     return (output, cells, last), kept
@@ -102,19 +122,46 @@ def backward(
     states: tuple[Tensor, ...],
     kept: tuple[Tensor, Tensor] | None,
     arriving: tuple[Tensor | None, ...],
-    projection: Projection | None = None,
-    wanted: tuple[bool, bool] = (False, False),
+) -> tuple[Tensor, ...]:
+    """dx, dw, db, ds0 and dp."""
+    found = allocate_gradients(inputs.x, inputs.w, inputs.cell)
+    launch_backward(inputs, states, kept, arriving, (found[0].data_ptr(), *found[1:]), {})
+    return found
+
+
+def backward_through(
+    projection: Projection,
+    wanted: tuple[bool, bool],
+    inputs: Inputs,
+    states: tuple[Tensor, ...],
+    kept: tuple[Tensor, Tensor] | None,
+    arriving: tuple[Tensor | None, ...],
 ) -> tuple[Tensor | None, ...]:
-    """dx, dw, db, ds0 and dp; and as `wanted`, dinput, and dih and db_ih."""
+    """dinput, dih, db_ih, dw, db, ds0 and dp; dinput, and dih and db_ih only if wanted."""
+    input, ih, b_ih = projection
+    _, *shapes = gradient_shapes(inputs.x, inputs.w, inputs.cell)
+    dw, db, ds0, dp = map(input.new_empty, shapes)
+    dinput = torch.empty_like(input) if wanted[0] else None
+    dih = torch.empty_like(ih) if wanted[1] else None
+    db_ih = torch.empty_like(b_ih) if wanted[1] and b_ih is not None else None
+    more = {"dinput": address(dinput), "dw_ih": address(dih), "db_ih": address(db_ih)}
+    more |= of_projection(inputs, projection)
+    launch_backward(inputs, states, kept, arriving, (0, dw, db, ds0, dp), more)
+    return dinput, dih, db_ih, dw, db, ds0, dp
+
+
+def launch_backward(
+    inputs: Inputs,
+    states: tuple[Tensor, ...],
+    kept: tuple[Tensor, Tensor] | None,
+    arriving: tuple[Tensor | None, ...],
+    results: tuple[int, Tensor, Tensor, Tensor, Tensor],
+    more: dict[str, int],
+) -> None:
     output, cells = (v.contiguous() for v in states)
     products, scales = map(dense, kept or (None, None))
     doutput, dcells, dlast = map(dense, arriving)
-    dx, dw, db, ds0, dp = allocate_gradients(inputs.x, inputs.w, inputs.cell)
-    dinput = dih = db_ih = None
-    if projection is not None:
-        dinput = torch.empty_like(projection.input) if wanted[0] else None
-        dih = torch.empty_like(projection.ih) if wanted[1] else None
-        db_ih = None if projection.b_ih is None or dih is None else db.new_empty(db.shape)
+    dx, dw, db, ds0, dp = results
     arguments = described(inputs)._replace(
         output=output.data_ptr(),
         cells=cells.data_ptr(),
@@ -123,15 +170,11 @@ def backward(
         doutput=address(doutput),
         dcells=address(dcells),
         dlast=address(dlast),
-        dx=dx.data_ptr(),
+        dx=dx,
         dw=dw.data_ptr(),
         db=db.data_ptr(),
         ds0=ds0.data_ptr(),
         dp=dp.data_ptr(),
-        dinput=address(dinput),
-        dw_ih=address(dih),
-        db_ih=address(db_ih),
-        **of_projection(projection),
+        **more,
     )
     call("rnnkit_scan_backward", inputs.cell, inputs.x.dtype, arguments)
-    return dx, dw, db, ds0, dp, dinput, dih, db_ih

@@ -14,7 +14,7 @@ from torch import Tensor
 from .. import dispatch
 from ..ops.scan import scan
 from ..ops.sequence import Inputs
-from .launch import Projection, backward, forward, ready
+from .launch import Projection, backward_through, forward, ready
 
 
 def layer(
@@ -65,15 +65,15 @@ class Layer(torch.autograd.Function):
             return differentiable_gradients(ctx, projection, inputs, arriving)
         needed = ctx.needs_input_grad
         with dispatch.plain_arithmetic(input.device):
-            _, dw, db, ds0, dp, *of_projection = backward(
+            dinput, dih, db_ih, *of_scan = backward_through(
+                dense(projection),
+                (needed[0], needed[1] or needed[2]),
                 ready(inputs),
                 (output, cells),
                 (products, scales),
                 arriving,
-                dense(projection),
-                (needed[0], needed[1] or needed[2]),
             )
-        found = (*of_projection, None, dw, db, ds0, dp, *none[8:])
+        found = (dinput, dih, db_ih, None, *of_scan, *none[8:])
         # No gradient goes to what was absent.
         return tuple(v if want else None for v, want in zip(found, needed, strict=True))
 

@@ -29,6 +29,8 @@ def functions() -> tuple[ctypes.CDLL | None, str | None]:
     library.rnnkit_kernels.restype = ctypes.c_void_p
     library.rnnkit_instruction_set.argtypes = [ctypes.c_int64]
     library.rnnkit_instruction_set.restype = ctypes.c_char_p
+    library.rnnkit_shared.argtypes = [ctypes.c_void_p]
+    library.rnnkit_shared.restype = ctypes.c_int64
     for function in (library.rnnkit_scan, library.rnnkit_scan_backward, library.rnnkit_step):
         function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
         function.restype = None
@@ -64,6 +66,14 @@ def kernels(cell: str, dtype: torch.dtype, instruction_set: int) -> int | None:
     name = (find(cell).kernel or cell).encode()
     found: int | None = library.rnnkit_kernels(name, STORAGE[dtype], instruction_set)
     return found
+
+
+@lru_cache(None)
+def shared(cell: str, dtype: torch.dtype) -> int:
+    """The first gates of a cell of which dr = dx."""
+    library, _ = functions()
+    assert library is not None
+    return int(library.rnnkit_shared(kernels(cell, dtype, instruction_set)))
 
 
 def call(function: str, cell: str, dtype: torch.dtype, arguments: Arguments) -> None:

@@ -50,6 +50,6 @@ def gradients(
     states: tuple[Tensor, ...],
     kept: tuple[Tensor, Tensor] | None,
     arriving: tuple[Tensor | None, Tensor | None, Tensor | None],
-) -> tuple[Tensor | None, ...]:
+) -> tuple[Tensor, ...]:
     """dx, dw, db, ds0 and dp; `states` are output and cells, `kept` products and scales."""
-    return backward(ready(inputs), states, kept, arriving)[:5]
+    return backward(ready(inputs), states, kept, arriving)
