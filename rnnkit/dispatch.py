@@ -153,14 +153,21 @@ def why_not(name: str, problem: Asked) -> str | None:
 
 def slower(name: str, problem: Asked) -> str | None:
     """Why a backend that could run a problem is not preferred for it, by a measured result."""
-    # On a CPU, torch.nn's kernels were faster in every row of benchmarks/results/cpu.jsonl.
-    if name == "torch" and problem.device.type != "cpu":
+    on_cpu = problem.device.type == "cpu"
+    if name == "torch" and not on_cpu:
         return "no stored result shows torch.nn's kernels faster on this device"
-    if name == "triton" and problem.device.type == "cpu" and problem.operator != "scan":
+    if name == "triton" and on_cpu:
         return "on a CPU it runs in an interpreter, for tests that ask for it"
+    if name == "torch" and isinstance(problem, Problem) and why_not("cpu", problem) is None:
+        return None if torch_faster(problem) else "rnnkit's own CPU kernels are faster"
     if name == "torch" and (problem.operator, problem.dtype) == ("causal_conv1d", torch.float64):
         return "its sums depend on the length, and in float64 chunks are to equal the whole"
     return None
+
+
+def torch_faster(problem: Problem) -> bool:
+    """Whether torch.nn's kernel was faster than our own on a CPU, in benchmarks/results/cpu.jsonl."""
+    return False
 
 
 def torch_before_reference(problem: Asked) -> bool:
@@ -238,6 +245,17 @@ def on_torch(problem: Asked, x: Tensor) -> bool:
 def tracing(x: Tensor) -> bool:
     """Whether x's operations are being recorded, not run; symbolic sizes are a trace too."""
     return torch.compiler.is_compiling() or any(type(size) is not int for size in x.shape)
+
+
+def plain(x: Tensor) -> bool:
+    """Whether nothing but autograd looks at x's operations: no trace, transform, mode or subclass."""
+    return (
+        type(x) in (Tensor, torch.nn.Parameter)
+        and not tracing(x)
+        and not torch._C._are_functorch_transforms_active()
+        and torch._C._len_torch_dispatch_stack() == 0
+        and not in_forward_mode()
+    )
 
 
 def record(decision: Decision) -> None:

@@ -22,6 +22,7 @@ from .projection import (
     project,
     projects_alone,
     unprojected,
+    with_groups,
 )
 from .torch_kernels import scan as torch_kernels
 
@@ -91,7 +92,7 @@ def recurrent(
         output, cells, final = backend.layer(input, ih, b_ih, inputs)
     else:
         inputs, h0 = prepare(*project(input, weights, equations), *more)
-        output, cells, final = scan(*inputs)
+        output, cells, final = scan(*with_groups(inputs))
     heads = weights[0].heads(equations)
     final = final if heads == 1 else final.unflatten(2, (-1, heads)).flatten(3)
     h, *others = final.transpose(1, 2).unbind(0)
@@ -155,8 +156,7 @@ def chosen(
 
 def takes_projection(input: Tensor, weights: Sequence[Weights], cell: str) -> bool:
     """Whether a backend that computes x itself may do so: the plain projection, in eager mode."""
-    transformed = torch._C._are_functorch_transforms_active() or dispatch.in_forward_mode()
-    if transformed or dispatch.autocasts(input.device) or input.numel() == 0:
+    if not dispatch.plain(input) or dispatch.autocasts(input.device) or input.numel() == 0:
         return False
     return projects_alone(weights, find(cell)) and input.dtype == weights[0].ih.dtype
 

@@ -59,9 +59,12 @@ def grouped(tensors: Sequence[Tensor | None], count: int, heads: int) -> Tensor 
 
 
 def stacked(tensors: Sequence[Tensor | None], count: int, heads: int) -> Tensor | None:
-    """(D * heads, count * H / heads, ...): `grouped` with the gates and units in one dimension."""
+    """(D * heads, count * H / heads, ...): `grouped` with the gates and units in one dimension.
+
+    The only one there may be comes as it is, without the first dimension.
+    """
     if len(tensors) == 1 and heads == 1:
-        return None if tensors[0] is None else tensors[0].unsqueeze(0)
+        return tensors[0]
     found = grouped(tensors, count, heads)
     return None if found is None else found.flatten(1, 2)
 
@@ -83,7 +86,10 @@ def prepare(
     resets: Tensor | None,
     noise: Noise,
 ) -> tuple[Inputs, Tensor | None]:
-    """The arguments of the scan, and the projected h0 if there is one; x and b are `project`'s."""
+    """The arguments of the scan, and the projected h0 if there is one; x and b are `project`'s.
+
+    The weights and biases may lack the dimension of the groups, if there is one: see `with_groups`.
+    """
     heads = weights[0].heads(cell)
     N = len(weights) * heads
     hh = stacked([w.hh if w.hr is None else w.hh @ w.hr for w in weights], cell.gates, heads)
@@ -116,6 +122,15 @@ def prepare(
     return inputs._replace(s0=s0.to(x.dtype)), h0
 
 
+def with_groups(inputs: Inputs) -> Inputs:
+    """The inputs with the weights and biases in full, as the operator takes them."""
+    w, b = inputs.w, inputs.b
+    return inputs._replace(
+        w=w.unsqueeze(0) if w.dim() == 2 else w,
+        b=b.unsqueeze(0) if b is not None and b.dim() == 1 else b,
+    )
+
+
 def check_own(weights: Sequence[Weights], cell: Cell) -> None:
     """Raises unless all weights bring the cell's own parameters."""
     for k, w in enumerate(weights):
@@ -136,7 +151,10 @@ def projects_alone(weights: Sequence[Weights], cell: Cell) -> bool:
 def unprojected(
     input: Tensor, weights: Sequence[Weights], cell: Cell
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """An empty x of the scan; ih (N, G * H, I) and b_ih (N, G * H), which give it; and b."""
+    """An empty x of the scan; ih (N, G * H, I) and b_ih (N, G * H), which give it; and b.
+
+    ih and the biases may lack the dimension of the groups, as of `stacked`.
+    """
     G, heads = cell.gates, weights[0].heads(cell)
     biases = [[w.b_ih for w in weights], [w.b_hh for w in weights]]
     if cell.norm is not None:
@@ -144,7 +162,9 @@ def unprojected(
     ih = stacked([w.ih for w in weights], G, heads)
     b_ih, b = (stacked(v, G, heads) for v in biases)
     assert ih is not None
-    x = input.new_empty(*input.shape[:2], ih.shape[0], G, ih.shape[1] // G)
+    T, B, _ = input.shape
+    N = len(weights) * heads
+    x = input.new_empty(T, B, N, G, ih.shape[-2] // G)
     return x, ih, b_ih, b
 
 

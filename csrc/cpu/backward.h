@@ -353,7 +353,7 @@ template <class S, class C> struct Backward {
     void leave(int64_t i) {
         const int64_t b = tile.rows[i], plane = a.B * a.N * a.H;
         S* ds0 = static_cast<S*>(a.ds0) + (b * a.N + sequence.n) * a.H;
-        for (int k = 0; k < C::states; ++k)
+        for (int k = 0; a.ds0 && k < C::states; ++k)
             for (int64_t j = 0; j < a.H; j += LANES<R>) {
                 const Part<R> part(a.H - j);
                 V v = load(ds(k, i) + j, part);

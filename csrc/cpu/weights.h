@@ -22,7 +22,7 @@ template <class S, class C> struct WeightGradients {
                 gates(n, 0, C::late, false);
                 if (C::late < C::gates) gates(n, C::late, C::gates, true);
             }
-            parameters(n);
+            if (a.dp) parameters(n);
         }
     }
 
@@ -69,7 +69,8 @@ template <class S, class C> struct WeightGradients {
         for (int k = 0; k < C::rows; ++k) reduce(n, k, dp + (gains + k) * a.H);
         for (int g = 0; g < gains; ++g) {
             reduce(n, C::rows + g, dp + g * a.H);
-            reduce(n, C::rows + C::gates + g, static_cast<S*>(a.db) + (n * C::gates + g) * a.H);
+            if (a.db)
+                reduce(n, C::rows + C::gates + g, static_cast<S*>(a.db) + (n * C::gates + g) * a.H);
         }
     }
 

@@ -11,7 +11,6 @@ from ..ops.allocate import (
     allocate,
     allocate_gradients,
     allocate_products,
-    gradient_shapes,
 )
 from ..ops.sequence import Inputs
 from .arguments import Arguments, address, bits
@@ -139,8 +138,8 @@ def backward_through(
 ) -> tuple[Tensor | None, ...]:
     """dinput, dih, db_ih, dw, db, ds0 and dp; dinput, and dih and db_ih only if wanted."""
     input, ih, b_ih = projection
-    _, *shapes = gradient_shapes(inputs.x, inputs.w, inputs.cell)
-    dw, db, ds0, dp = map(input.new_empty, shapes)
+    dw, b, s0, p = torch.empty_like(inputs.w), inputs.b, inputs.s0, inputs.p
+    db, ds0, dp = (None if v is None else torch.empty_like(v) for v in (b, s0, p))
     dinput = torch.empty_like(input) if wanted[0] else None
     dih = torch.empty_like(ih) if wanted[1] else None
     db_ih = torch.empty_like(b_ih) if wanted[1] and b_ih is not None else None
@@ -155,7 +154,7 @@ def launch_backward(
     states: tuple[Tensor, ...],
     kept: tuple[Tensor, Tensor] | None,
     arriving: tuple[Tensor | None, ...],
-    results: tuple[int, Tensor, Tensor, Tensor, Tensor],
+    results: tuple[int, Tensor, Tensor | None, Tensor | None, Tensor | None],
     more: dict[str, int],
 ) -> None:
     output, cells = (v.contiguous() for v in states)
@@ -172,9 +171,9 @@ def launch_backward(
         dlast=address(dlast),
         dx=dx,
         dw=dw.data_ptr(),
-        db=db.data_ptr(),
-        ds0=ds0.data_ptr(),
-        dp=dp.data_ptr(),
+        db=address(db),
+        ds0=address(ds0),
+        dp=address(dp),
         **more,
     )
     call("rnnkit_scan_backward", inputs.cell, inputs.x.dtype, arguments)

@@ -14,6 +14,7 @@ from torch import Tensor
 from .. import dispatch
 from ..ops.scan import scan
 from ..ops.sequence import Inputs
+from ..projection import with_groups
 from .launch import Projection, backward_through, forward, ready
 
 
@@ -22,7 +23,9 @@ def layer(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """output, cells and last of `rnnkit::scan`, for an x that is empty: it is computed here.
 
-    input (T, B, I), ih (N, G * H, I), b_ih (N, G * H): x = input @ ih.T + b_ih.
+    input (T, B, I), ih (N, G * H, I), b_ih (N, G * H): x = input @ ih.T + b_ih. The dimension of
+    one group may be absent in these and in the inputs' w and b, whose gradients come so too: a view
+    would cost more than the rest of a short call.
     """
     projection = Projection(input, ih, b_ih)
     tensors = (*projection, *inputs[:5])
@@ -84,9 +87,9 @@ def differentiable_gradients(
     """The gradients where they will be differentiated again: those of torch's product and scan."""
     input, ih, b_ih = projection
     x = torch.nn.functional.linear(
-        input, ih.flatten(0, 1), None if b_ih is None else b_ih.flatten()
+        input, ih.flatten(0, -2), None if b_ih is None else b_ih.flatten()
     )
-    found = scan(*inputs._replace(x=x.view(inputs.x.shape)))
+    found = scan(*with_groups(inputs._replace(x=x.view(inputs.x.shape))))
     outputs, cotangents = zip(
         *((v, d) for v, d in zip(found, arriving, strict=True) if d is not None), strict=True
     )

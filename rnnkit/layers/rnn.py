@@ -205,7 +205,9 @@ class Recurrent(Gated):
             finals.append(last)
             if self.dropout and layer < self.num_layers - 1:
                 output = torch.nn.functional.dropout(output, self.dropout, self.training)
-        final = tuple(map(torch.cat, zip(*finals, strict=True)))
+        final = finals[0]
+        if len(finals) > 1:
+            final = tuple(map(torch.cat, zip(*finals, strict=True)))
         return sequences.leave(self, call, output, final, cells)
 
     def noise(self, input: Tensor) -> Noise:

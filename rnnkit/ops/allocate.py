@@ -34,22 +34,18 @@ def allocate_products(x: Tensor, cell: str, keep: bool) -> tuple[Tensor, Tensor]
     )
 
 
-def gradient_shapes(x: Tensor, w: Tensor, cell: str) -> tuple[tuple[int, ...], ...]:
-    """Of dx, dw, db, ds0 and dp."""
+def allocate_gradients(x: Tensor, w: Tensor, cell: str) -> tuple[Tensor, ...]:
+    """Uninitialised dx, dw, db, ds0 and dp."""
     T, B, N, G, H = x.shape
     equations = find(cell)
-    return (
+    shapes = (
         (T, B, N, G, H),
         (N, G * H, H),
         (N, G * H),
         (equations.states, B, N, H),
         (N, equations.rows, H),
     )
-
-
-def allocate_gradients(x: Tensor, w: Tensor, cell: str) -> tuple[Tensor, ...]:
-    """Uninitialised dx, dw, db, ds0 and dp."""
-    return tuple(x.new_empty(shape) for shape in gradient_shapes(x, w, cell))
+    return tuple(x.new_empty(shape) for shape in shapes)
 
 
 def empty_gradients(
