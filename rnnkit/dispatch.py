@@ -294,6 +294,11 @@ def forced() -> str | None:
     return _forced
 
 
+def turned_from(name: str) -> bool:
+    """Whether a shortcut to a backend would miss what somebody asked for: another one, or a record."""
+    return _forced not in (None, name) or _records is not None
+
+
 def backend(name: str) -> AbstractContextManager[None]:
     """Runs everything inside on the named backend, or raises with every backend's reasons.
 

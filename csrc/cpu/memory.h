@@ -10,7 +10,7 @@ namespace RNNKIT_ISA {
 // Blocks that calls leave for the next one: new memory would cost more than what is done in it.
 class Blocks {
     static constexpr int MOST = 64;
-    static constexpr int64_t LEAST_BYTES = 1 << 14, MOST_BYTES = 1 << 26;
+    static constexpr int64_t LEAST_BYTES = 1 << 9, MOST_BYTES = 1 << 26;
 
     struct Block {
         void* data;

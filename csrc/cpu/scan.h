@@ -55,9 +55,10 @@ template <class R, class C> struct Parameters {
     // From the group's rows of b, or null, and of p: the norm's gain first.
     template <class S>
     Parameters(const Arguments& a, const S* b, const S* p)
-        : bias(C::gates * a.H), gain(C::gates * a.H), own(C::rows * a.H) {
+        : bias(b || a.norm ? C::gates * a.H : 0), gain(a.norm ? C::gates * a.H : 0),
+          own(C::rows * a.H) {
         const int64_t gains = a.norm ? C::gates * a.H : 0;
-        bias.zero(C::gates * a.H);
+        if (a.norm) bias.zero(C::gates * a.H);
         if (b) copy<R>(bias.data, b, C::gates * a.H);
         copy<R>(gain.data, p, gains);
         copy<R>(own.data, p + gains, C::rows * a.H);

@@ -6,80 +6,88 @@
 namespace rnnkit {
 namespace RNNKIT_ISA {
 
-// c[b][n] = bias[n] + w[n] . a[b] for some rows n of w (N, K). The sum's order is the same for
-// every row b, alone or among others.
-template <class S, int ROWS, int BATCH>
-inline void dot(const S* w, int64_t K, const Real<S>* a, int64_t a_stride, Real<S>* c,
-                int64_t c_stride, const S* bias) {
+// c[n] = bias[n] + w[n] . a for `count` rows of w, at most as many as a vector has lanes. A sum's
+// order is the same for every row, alone or among others.
+template <class S, int ROWS>
+INLINE void partial_dots(const S* w, int64_t K, const Real<S>* a, Real<S> (*sums)[LANES<Real<S>>]) {
     using R = Real<S>;
-    using V = Vector<R>;
-    V sums[ROWS][BATCH] = {};
+    Vector<R> rows[ROWS] = {};
     const auto add = [&](int64_t k, const Part<R>& part) {
-        V row[BATCH];
-        for (int b = 0; b < BATCH; ++b) row[b] = load(a + b * a_stride + k, part);
-        for (int n = 0; n < ROWS; ++n) {
-            const V weights = load(w + n * K + k, part);
-            for (int b = 0; b < BATCH; ++b) sums[n][b] += weights * row[b];
-        }
+        const Vector<R> value = load(a + k, part);
+        for (int i = 0; i < ROWS; ++i) rows[i] += load(w + i * K + k, part) * value;
     };
     const Part<R> whole(LANES<R>);
     int64_t k = 0;
     for (; k + LANES<R> <= K; k += LANES<R>) add(k, whole);
     if (k < K) add(k, Part<R>(K - k));
-    for (int n = 0; n < ROWS; ++n)
-        for (int b = 0; b < BATCH; ++b) {
-            const R start = bias ? Panels<R>::real(bias[n]) : R(0);
-            c[b * c_stride + n] = start + sum<R>(sums[n][b]);
-        }
+    for (int i = 0; i < ROWS; ++i) store_whole(sums[i], rows[i]);
 }
 
 template <class S>
-void dots(const S* w, int64_t begin, int64_t end, int64_t K, int64_t B, const Real<S>* a,
-          int64_t a_stride, Real<S>* c, int64_t c_stride, const S* bias) {
+inline void dot_rows(const S* w, int64_t count, int64_t K, const Real<S>* a, Real<S>* c,
+                     const S* bias) {
+    using R = Real<S>;
     constexpr int ROWS = 4;
-    for (int64_t n = begin; n < end;) {
-        const S* const row = w + n * K;
-        const S* const start = bias ? bias + n : nullptr;
-        const bool whole = n + ROWS <= end;
-        int64_t b = 0;
-        for (; whole && b + 2 <= B; b += 2)
-            dot<S, ROWS, 2>(row, K, a + b * a_stride, a_stride, c + b * c_stride + n, c_stride,
-                            start);
-        for (; b < B; ++b) {
-            if (whole)
-                dot<S, ROWS, 1>(row, K, a + b * a_stride, a_stride, c + b * c_stride + n,
-                                c_stride, start);
-            else
-                dot<S, 1, 1>(row, K, a + b * a_stride, a_stride, c + b * c_stride + n, c_stride,
-                             start);
-        }
-        n += whole ? ROWS : 1;
+    R sums[LANES<R>][LANES<R>];
+    int64_t i = 0;
+    for (; i + ROWS <= count; i += ROWS) partial_dots<S, ROWS>(w + i * K, K, a, sums + i);
+    for (; i < count; ++i) partial_dots<S, 1>(w + i * K, K, a, sums + i);
+    for (i = 0; i < count; ++i) {
+        R total = bias ? Panels<R>::real(bias[i]) : R(0);
+        for (int lane = 0; lane < LANES<R>; ++lane) total += sums[i][lane];
+        c[i] = total;
     }
 }
+
+// c[b][n] = bias[n] + w[n] . a[b] for the rows [begin, end) of w (N, K).
+template <class S>
+void dots(const S* w, int64_t begin, int64_t end, int64_t K, int64_t B, const Real<S>* a,
+          int64_t a_stride, Real<S>* c, int64_t c_stride, const S* bias) {
+    constexpr int64_t MOST = LANES<Real<S>>;
+    for (int64_t n = begin; n < end; n += MOST) {
+        const int64_t count = end - n < MOST ? end - n : MOST;
+        for (int64_t b = 0; b < B; ++b)
+            dot_rows<S>(w + n * K, count, K, a + b * a_stride, c + b * c_stride + n,
+                        bias ? bias + n : nullptr);
+    }
+}
+
+// The values in the type of the arithmetic: themselves, or a copy.
+template <class S> struct Wide {
+    using R = Real<S>;
+    Array<R> copied;
+    const R* data;
+
+    Wide(const void* from, int64_t count) : copied(sizeof(S) == sizeof(R) ? 0 : count) {
+        if constexpr (sizeof(S) == sizeof(R)) {
+            data = static_cast<const R*>(from);
+        } else {
+            copy<R>(copied.data, static_cast<const S*>(from), count);
+            data = copied;
+        }
+    }
+};
 
 template <class S, class C> void step(const Arguments& a, const Pool& pool) {
     using R = Real<S>;
     using V = Vector<R>;
     const int64_t B = a.B, H = a.H, I = a.I, width = C::gates * H, plane = B * H;
-    // What follows reads x from scratch in the arithmetic's own type.
-    const Array<R> input(B * I), h(B * H), x(B * width), r(B * width);
-    const Array<R> other((C::states - 1) * plane);
+    const Array<R> x(2 * B * width), zero(a.s0 ? 0 : plane);
+    R* const r = x + B * width;
+    zero.zero(a.s0 ? 0 : plane);
+    const Wide<S> input(a.input, B * I), old(a.s0, a.s0 ? plane : 0);
+    const R* const h = a.s0 ? old.data : zero.data;
     const S* const w = static_cast<const S*>(a.w);
     const S* const b_hh = static_cast<const S*>(a.b);
-    copy<R>(input.data, static_cast<const S*>(a.input), B * I);
-    if (a.s0)
-        copy<R>(h.data, static_cast<const S*>(a.s0), plane);
-    else
-        h.zero(plane);
-    const int64_t threads = width * (H + I) * B < (1 << 19) ? 1 : pool.threads;
     const auto products = [&](const Team& team) {
         const int64_t begin = team.begin(width), end = team.end(width), early = C::late * H;
-        dots(static_cast<const S*>(a.w_ih), begin, end, I, B, static_cast<const R*>(input.data), I,
-             x.data, width, static_cast<const S*>(a.b_ih));
-        dots(w, begin < early ? begin : early, end < early ? end : early, H, B,
-             static_cast<const R*>(h.data), H, r.data, width, b_hh);
+        dots(static_cast<const S*>(a.w_ih), begin, end, I, B, input.data, I, x.data, width,
+             static_cast<const S*>(a.b_ih));
+        dots(w, begin < early ? begin : early, end < early ? end : early, H, B, h, H, r, width,
+             b_hh);
     };
-    run(pool, threads, products);
+    // Less than this takes no longer than to wake another thread.
+    run(pool, width * (H + I) * B < (1 << 15) ? 1 : pool.threads, products);
 
     Loading how(a);
     how.x_g = H;
@@ -99,7 +107,7 @@ template <class S, class C> void step(const Arguments& a, const Pool& pool) {
             v.s[0] = load(h + b * H + j, part);
             store(q + b * H + j, C::inner_step(v.x, v.r, v.s, v.p), part);
         });
-        dots(w, C::late * H, width, H, B, static_cast<const R*>(q.data), H, r.data, width, b_hh);
+        dots(w, C::late * H, width, H, B, static_cast<const R*>(q.data), H, r, width, b_hh);
     }
     each([&](int64_t b, int64_t j, const Part<R>& part) {
         Operands<R, C> v;

@@ -185,13 +185,17 @@ template <class R, class To, class From> inline void copy(To* to, const From* fr
 }
 
 // The sum over all lanes, by halves: the same order whatever was loaded.
-template <class R> inline R sum(const Vector<R>& v) {
-    R values[LANES<R>];
-    store_whole(values, v);
-    for (int half = LANES<R> / 2; half > 0; half /= 2)
-        for (int k = 0; k < half; ++k) values[k] += values[k + half];
-    return values[0];
+template <class R, int COUNT> INLINE R sum_lanes(const typename Vectors<R, COUNT>::type& v) {
+    if constexpr (COUNT == 1) {
+        return v[0];
+    } else {
+        typename Vectors<R, COUNT / 2>::type low, high;
+        std::memcpy(&low, &v, sizeof(low));
+        std::memcpy(&high, reinterpret_cast<const char*>(&v) + sizeof(low), sizeof(high));
+        return sum_lanes<R, COUNT / 2>(low + high);
+    }
 }
+template <class R> INLINE R sum(const Vector<R>& v) { return sum_lanes<R, LANES<R>>(v); }
 
 }  // namespace RNNKIT_ISA
 }  // namespace rnnkit

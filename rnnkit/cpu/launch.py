@@ -13,7 +13,7 @@ from ..ops.allocate import (
     allocate_products,
 )
 from ..ops.sequence import Inputs
-from .arguments import Arguments, address, bits
+from .arguments import Arguments, Block, address, bits
 from .library import call, shared
 
 
@@ -112,7 +112,7 @@ def forward(
         scales=address(scales),
         **of_projection(inputs, projection),
     )
-    call("rnnkit_scan", inputs.cell, inputs.x.dtype, arguments)
+    call("rnnkit_scan", inputs.cell, inputs.x.dtype, Block(*arguments))
     return (output, cells, last), kept
 
 
@@ -176,4 +176,4 @@ def launch_backward(
         dp=address(dp),
         **more,
     )
-    call("rnnkit_scan_backward", inputs.cell, inputs.x.dtype, arguments)
+    call("rnnkit_scan_backward", inputs.cell, inputs.x.dtype, Block(*arguments))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from functools import lru_cache
+from typing import Any
 
 import torch
 
@@ -76,8 +77,16 @@ def shared(cell: str, dtype: torch.dtype) -> int:
     return int(library.rnnkit_shared(kernels(cell, dtype, instruction_set)))
 
 
-def call(function: str, cell: str, dtype: torch.dtype, arguments: Arguments) -> None:
-    """Runs a function of the library on as many threads as torch uses."""
+def call(function: str, cell: str, dtype: torch.dtype, block: Any) -> None:
+    """Runs a function of the library, with a Block, on as many threads as torch uses."""
     library, _ = functions()
     chosen = kernels(cell, dtype, instruction_set)
-    getattr(library, function)(chosen, Block(*arguments), torch.get_num_threads())
+    getattr(library, function)(chosen, block, torch.get_num_threads())
+
+
+@lru_cache
+def step_function() -> Any:
+    """rnnkit_step, for those to whom every microsecond counts."""
+    library, _ = functions()
+    assert library is not None
+    return library.rnnkit_step

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..cpu.step import Step, has_step
 from ..functional import recurrent
 from ..projection import Noise
 from .base import Gated
@@ -53,8 +54,14 @@ class RecurrentCell(Gated):
             self.register_parameter("bias_ih", None)
             self.register_parameter("bias_hh", None)
         self.reset_parameters()
+        plain = has_step(self.cell) and num_heads == 1 and not any(self.rates)
+        self.native_step = Step(self.cell) if plain else None
 
     def forward(self, input: Tensor, hx: Any = None) -> Any:
+        if self.native_step is not None:
+            new = self.native_step(input, hx, self._parameters)
+            if new is not None:
+                return new
         weights, name, states = self.weights(""), type(self).__name__, self.equations.states
         if not isinstance(input, Tensor):
             raise TypeError(f"{name}: input should be a Tensor, got {type(input)}")

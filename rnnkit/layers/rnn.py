@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from ..chunks import recurrent_in_chunks
+from ..cpu.step import Step, has_step
 from ..functional import extras, packed, recurrent
 from ..projection import Noise
 from . import sequences
@@ -130,6 +131,8 @@ class Recurrent(Gated):
             for suffix in self.suffixes(layer):
                 self._names.append(self.add_direction(suffix, features, factory))
             features = (proj_size or hidden_size) * len(self.reverse)
+        plain = has_step(self.cell) and not proj_size and num_heads == 1 and not any(self.rates)
+        self.steps = [Step(self.cell, f"_l{layer}") for layer in range(num_layers)] if plain else []
         self.reset_parameters()
 
     @property
@@ -236,12 +239,36 @@ class Recurrent(Gated):
                     f"step: {name}={getattr(self, name)} has one mask for a whole sequence in "
                     "training; call eval() first"
                 )
+        found = self.native_step(input, hx)
+        if found is not None:
+            return found
         if not isinstance(input, Tensor) or input.dim() not in (1, 2):
             given = f"{input.dim()}-D" if isinstance(input, Tensor) else type(input).__name__
             raise ValueError(f"step: expected input (B, I) or (I), got {given}")
         time = 1 if self.batch_first and input.dim() == 2 else 0
         output, state = self(input.unsqueeze(time), hx)
         return output.squeeze(time), state
+
+    def native_step(self, input: Tensor, hx: State | None) -> tuple[Tensor, State] | None:
+        """`step` the shortest way, through kernels for single steps; None where they do not fit."""
+        if torch.is_grad_enabled() or not self.steps:
+            return None
+        states = (hx,) if isinstance(hx, Tensor) else hx
+        given: list[Any] = [None] * len(self.steps)
+        if states is not None:
+            if any(not isinstance(v, Tensor) or v.shape[0] != len(given) for v in states):
+                return None
+            given = list(zip(*states, strict=True))
+            given = [v if len(v) > 1 else v[0] for v in given]
+        news = []
+        for step, old in zip(self.steps, given, strict=True):
+            new = step(input, old, self._parameters)
+            if new is None:
+                return None
+            news.append(new if isinstance(new, tuple) else (new,))
+            input = news[-1][0]
+        final = tuple(map(torch.stack, zip(*news, strict=True)))
+        return input, sequences.pack_state(final)
 
     def extra_repr(self) -> str:
         shown = [f"{self.input_size}, {self.hidden_size}"]
