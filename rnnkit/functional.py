@@ -20,8 +20,7 @@ from .projection import (
     check_own,
     prepare,
     project,
-    projects_alone,
-    unprojected,
+    projection_of,
     with_groups,
 )
 from .torch_kernels import scan as torch_kernels
@@ -86,10 +85,13 @@ def recurrent(
     equations = find(cell)
     check_own(weights, equations)
     more = (state, weights, equations, reverse, lengths, resets, noise)
-    if hasattr(backend, "layer") and takes_projection(input, weights, cell):
-        x, ih, b_ih, b = unprojected(input, weights, equations)
+    alone = None
+    if hasattr(backend, "layer") and takes_projection(input, weights[0]):
+        alone = projection_of(input, weights, equations)
+    if alone is not None:
+        projection, x, b = alone
         inputs, h0 = prepare(x, b, *more)
-        output, cells, final = backend.layer(input, ih, b_ih, inputs)
+        output, cells, final = backend.layer(projection, inputs)
     else:
         inputs, h0 = prepare(*project(input, weights, equations), *more)
         output, cells, final = scan(*with_groups(inputs))
@@ -154,11 +156,11 @@ def chosen(
     return dispatch.settle(layer_problem(input, state, weights, cell, reverse, asked))
 
 
-def takes_projection(input: Tensor, weights: Sequence[Weights], cell: str) -> bool:
-    """Whether a backend that computes x itself may do so: the plain projection, in eager mode."""
+def takes_projection(input: Tensor, weights: Weights) -> bool:
+    """Whether a backend that computes x by itself may do so here: in eager mode, to a dtype."""
     if not dispatch.plain(input) or dispatch.autocasts(input.device) or input.numel() == 0:
         return False
-    return projects_alone(weights, find(cell)) and input.dtype == weights[0].ih.dtype
+    return input.dtype == weights.ih.dtype
 
 
 def layer_problem(

@@ -142,30 +142,62 @@ def check_own(weights: Sequence[Weights], cell: Cell) -> None:
             )
 
 
-def projects_alone(weights: Sequence[Weights], cell: Cell) -> bool:
-    """Whether x is the projection of the input and no more."""
-    plain = cell.norm is None or cell.norm.of_sum
-    return plain and all(w.hr is None and w.ih.dtype == w.hh.dtype for w in weights)
+class Projection(NamedTuple):
+    """How x comes of the input: x = input @ ih.T + b_ih, or LN(input @ ih.T) * gain + b_ih.
 
-
-def unprojected(
-    input: Tensor, weights: Sequence[Weights], cell: Cell
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """An empty x of the scan; ih (N, G * H, I) and b_ih (N, G * H), which give it; and b.
-
-    ih and the biases may lack the dimension of the groups, as of `stacked`.
+    input (T, B, I), ih (N, G * H, I), b_ih and gain (N, G * H); these three may lack the dimension
+    of the groups, as of `stacked`.
     """
-    G, heads = cell.gates, weights[0].heads(cell)
-    biases = [[w.b_ih for w in weights], [w.b_hh for w in weights]]
-    if cell.norm is not None:
-        biases = [[total(w.b_ih, w.b_hh) for w in weights], [w.norm_bias for w in weights]]
+
+    input: Tensor
+    ih: Tensor
+    b_ih: Tensor | None
+    gain: Tensor | None
+
+    def x(self, cell: Cell, shape: Sequence[int]) -> Tensor:
+        """x of that shape, by torch's operations."""
+        bias = None if self.b_ih is None else self.b_ih.flatten()
+        plain = None if self.gain is not None else bias
+        x = torch.nn.functional.linear(self.input, self.ih.flatten(0, -2), plain).view(shape)
+        if self.gain is None or cell.norm is None:
+            return x
+        x = normalise_x(x, cell) * self.gain.view(shape[2:])
+        return x if bias is None else x + bias.view(shape[2:])
+
+
+def normalise_x(x: Tensor, cell: Cell) -> Tensor:
+    """The norm of the input's part, over all gates of a group or over each."""
+    assert cell.norm is not None
+    over = x.shape[-1:] if cell.norm.per_gate else x.shape[-2:]
+    return torch.nn.functional.layer_norm(x, over, eps=cell.eps)
+
+
+def projection_of(
+    input: Tensor, weights: Sequence[Weights], cell: Cell
+) -> tuple[Projection, Tensor, Tensor | None] | None:
+    """The projection, an empty x and b of the scan; None where x is not made so.
+
+    What `project` does by torch's operations, for a backend that does it by itself.
+    """
+    G, norm, heads = cell.gates, cell.norm, weights[0].heads(cell)
+    if any(w.hr is not None or w.ih.dtype != w.hh.dtype for w in weights):
+        return None
+    b_ih, b, gains = [w.b_ih for w in weights], [w.b_hh for w in weights], None
+    if norm is not None and norm.of_sum:
+        b_ih = [total(w.b_ih, w.b_hh) for w in weights]
+        b = [w.norm_bias for w in weights]
+    elif norm is not None:
+        gains = [w.norm_ih_weight for w in weights]
+        if None in gains:
+            return None
+        b_ih = [total(w.norm_ih_bias, w.b_ih) for w in weights]
+        b = [total(w.b_hh, w.norm_bias) for w in weights]
     ih = stacked([w.ih for w in weights], G, heads)
-    b_ih, b = (stacked(v, G, heads) for v in biases)
     assert ih is not None
+    gain = None if gains is None else stacked(gains, G, heads)
     T, B, _ = input.shape
-    N = len(weights) * heads
-    x = input.new_empty(T, B, N, G, ih.shape[-2] // G)
-    return x, ih, b_ih, b
+    x = input.new_empty(T, B, len(weights) * heads, G, ih.shape[-2] // G)
+    return Projection(input, ih, stacked(b_ih, G, heads), gain), x, stacked(b, G, heads)
 
 
 def project(
@@ -197,8 +229,7 @@ def project(
         return x, flat(norm_bias)
     if cell.additive:
         b_ih, norm_bias = total(b_ih, norm_bias), None
-    over = x.shape[-1:] if norm.per_gate else x.shape[-2:]
-    normed = torch.nn.functional.layer_norm(x, over, eps=cell.eps)
+    normed = normalise_x(x, cell)
     gain, bias = of("norm_ih_weight"), total(of("norm_ih_bias"), b_ih)
     normed = normed if gain is None else normed * gain
     normed = normed if bias is None else normed + bias

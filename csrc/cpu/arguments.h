@@ -35,6 +35,10 @@ struct Arguments {
     const void *input, *w_ih, *b_ih;
     int64_t I;
     void *dinput, *dw_ih, *db_ih;
+    // With x_gain, the input's part is normalised before the gain, and b_ih comes after it: x holds
+    // what normalise gives, and x_scales (T, B, N, G) the scales.
+    const void* x_gain;
+    void *x_scales, *dx_gain;
     // Filled in by the library: the rows of each group, the longest first, and their lengths.
     const int64_t *order, *valid;
 };

@@ -24,7 +24,7 @@ template <class S, class C> struct Backward {
 
     // What all tiles share. dr: of the gates from `own_gates` on, whose gradient dx does not hold.
     // fed: what the late product was fed. sums: of each row, the gradients of the step's
-    // parameters and, with a norm, of its gain and bias.
+    // parameters and, with a norm, of its gain and bias; and of those of the input's norm.
     struct Shared {
         Buffers* buffers;
         const Weights<S, C>* products;
@@ -32,7 +32,9 @@ template <class S, class C> struct Backward {
         Array<R> dr, fed, sums;
 
         static constexpr int ROWS = C::rows;
-        static int sums_rows(const Arguments& a) { return ROWS + (a.norm ? 2 * C::gates : 0); }
+        static int sums_rows(const Arguments& a) {
+            return ROWS + (a.norm ? 2 * C::gates : 0) + (a.x_gain ? 2 * C::gates : 0);
+        }
 
         Shared(const Arguments& a, Buffers* buffers, const Weights<S, C>* products)
             : buffers(buffers), products(products),
@@ -55,6 +57,7 @@ template <class S, class C> struct Backward {
     Array<const R*> from;
     Array<R*> to;
     Array<R> raw, normal, gradient;  // of the value that the step normalises
+    Array<R> x_row, dx_row;  // of the input's norm
     Array<S> nothing;
 
     Backward(const Arguments& a, const Weights<S, C>& weights, int64_t n, Rows& tile,
@@ -62,7 +65,8 @@ template <class S, class C> struct Backward {
         : a(a), weights(weights), sequence(a, n), own(parameters_of<S, C>(a, n)), tile(tile), shared(shared),
           buffers(buffers), columns(columns),
           missing(!a.products && a.summed < C::gates), from(tile.count), to(tile.count), raw(a.H),
-          normal(a.H), gradient(a.H), nothing(a.H) {
+          normal(a.H), gradient(a.H), x_row(a.x_gain ? C::gates * a.H : 0),
+          dx_row(a.x_gain ? C::gates * a.H : 0), nothing(a.H) {
         nothing.zero(a.H);
     }
 
@@ -119,6 +123,8 @@ template <class S, class C> struct Backward {
                     before_products(t, i, 0, C::late);
                 }
             }
+            for (int64_t i = columns.index; a.x_gain && i < tile.active; i += columns.size)
+                before_projection(t, i);
             columns.wait();
             multiply(false);
             columns.wait();
@@ -178,7 +184,7 @@ template <class S, class C> struct Backward {
             columns.wait();
             if (!a.norm) continue;
             for (int64_t i = columns.index; i < tile.active; i += columns.size)
-                normalise_gates<S, R>(a, row(t, i).x, products(t, i), scales(t, i),
+                normalise_products<S, R>(a, row(t, i).x, products(t, i), scales(t, i),
                                       late ? C::late : 0,
                                       INNER && !late ? C::late : C::gates);
         }
@@ -326,12 +332,7 @@ template <class S, class C> struct Backward {
                     accumulate(sums(i, C::rows + C::gates + g) + j, v, part);
                     store(d + here, v * load(own.gain + here, part), part);
                 }
-            if (a.norm == 1)
-                for (int g = first_gate; g < last_gate; ++g)
-                    normalise_gradient(d + g * a.H, n + g * a.H, scale[g], a.H);
-            else
-                normalise_gradient(d + first_gate * a.H, n + first_gate * a.H,
-                                   scale[first_gate], (last_gate - first_gate) * a.H);
+            normalise_gates_gradient(a, d, n, scale, first_gate, last_gate);
         }
         const int own_gates = shared.own_gates;
         R* kept = shared.dr + at(t, i) * (C::gates - own_gates) * a.H;
@@ -347,6 +348,28 @@ template <class S, class C> struct Backward {
                 else
                     break;
             }
+    }
+
+    // From the gradient of x to that of the input's projection, which was normalised to n.
+    void before_projection(int64_t t, int64_t i) {
+        const int64_t width = C::gates * a.H, place = at(t, i);
+        const S* n = static_cast<const S*>(a.x) + place * width;
+        S* dx = static_cast<S*>(a.dx) + place * width;
+        const int first = C::rows + 2 * C::gates;
+        for (int64_t g = 0; g < C::gates; ++g)
+            for (int64_t j = 0; j < a.H; j += LANES<R>) {
+                const Part<R> part(a.H - j);
+                const int64_t here = g * a.H + j;
+                const V d = load(dx + here, part), value = load(n + here, part);
+                accumulate(sums(i, first + g) + j, d * value, part);
+                accumulate(sums(i, first + C::gates + g) + j, d, part);
+                store(x_row + here, value, part);
+                store(dx_row + here, d * load(own.x_gain + here, part), part);
+            }
+        normalise_gates_gradient<R>(a, dx_row, x_row,
+                                    static_cast<const R*>(a.x_scales) + place * C::gates, 0,
+                                    C::gates);
+        copy<R>(dx, dx_row.data, width);
     }
 
     // The gradient of the initial states, and zeros past the row's length.

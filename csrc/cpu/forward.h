@@ -72,7 +72,7 @@ template <class S, class C> struct Forward {
             }
             for (int64_t i = columns.index; i < tile.active; i += columns.size) {
                 if (a.norm)
-                    normalise_gates<S, R>(a, row(t, i).x, products(t, i), scales(t, i),
+                    normalise_products<S, R>(a, row(t, i).x, products(t, i), scales(t, i),
                                           INNER ? C::late : 0, C::gates);
                 advance(t, i);
                 prepare(sequence.after(t), i);
@@ -128,7 +128,7 @@ template <class S, class C> struct Forward {
     // What the late gates' product is fed.
     void feed_late(int64_t t, int64_t i) {
         const Row<S> at = row(t, i);
-        if (a.norm) normalise_gates<S, R>(a, at.x, products(t, i), scales(t, i), 0, C::late);
+        if (a.norm) normalise_products<S, R>(a, at.x, products(t, i), scales(t, i), 0, C::late);
         const Loading how(a);
         for (int64_t j = 0; j < a.H; j += LANES<R>) {
             const Part<R> part(a.H - j);

@@ -1,7 +1,7 @@
 // The input's part of all gates of all groups, x = input @ w_ih.T + b_ih, and its gradients.
 #pragma once
 #include "outer.h"
-#include "sequence.h"
+#include "scan.h"
 
 namespace rnnkit {
 namespace RNNKIT_ISA {
@@ -13,12 +13,13 @@ template <class S> struct Projection {
     static constexpr int64_t ROWS = 48;
 
     const Arguments& a;
+    int64_t gates;
     bool is_forward;
-    int64_t width;  // gates of all groups
+    int64_t width;  // values of all gates of all groups
     Array<R> packed;
 
     Projection(const Arguments& a, int64_t gates, bool is_forward)
-        : a(a), is_forward(is_forward), width(a.N * gates * a.H),
+        : a(a), gates(gates), is_forward(is_forward), width(a.N * gates * a.H),
           packed(!a.input              ? 0
                  : is_forward          ? Panels<R>::size(a.I, width)
                  : a.dinput != nullptr ? Panels<R>::size(width, a.I)
@@ -55,7 +56,10 @@ template <class S> struct Projection {
         const auto flush = [&] {
             product(all, 0, all.count(), count, static_cast<const R* const*>(a_rows), 1,
                     static_cast<R* const*>(c_rows), init ? Init::ROW : Init::ZERO, init);
-            for (int64_t i = 0; !SAME && i < count; ++i) copy<R>(results[i], c_rows[i], to_width);
+            for (int64_t i = 0; i < count; ++i) {
+                if (is_forward && a.x_gain) normalise_row(c_rows[i], (results[i] - to) / to_width);
+                if (!SAME) copy<R>(results[i], c_rows[i], to_width);
+            }
             count = 0;
         };
         const int64_t rows = a.T * a.B;
@@ -80,10 +84,18 @@ template <class S> struct Projection {
         if (count > 0) flush();
     }
 
+    // Normalises the input's part of a row (t, b), of each group by itself.
+    void normalise_row(R* v, int64_t row) const {
+        R* const scales = static_cast<R*>(a.x_scales) + row * a.N * gates;
+        for (int64_t n = 0; n < a.N; ++n)
+            normalise_gates(a, v + n * gates * a.H, scales + n * gates, 0, int(gates));
+    }
+
     void forward(const Team& team) const {
         const Array<R> bias(width);
         bias.zero(width);
-        if (a.b_ih) copy<R>(bias.data, static_cast<const S*>(a.b_ih), width);
+        if (a.b_ih && !a.x_gain)
+            copy<R>(bias.data, static_cast<const S*>(a.b_ih), width);
         const int64_t group = width / a.N, summed = a.summed * a.H;
         // The products that are added to x come without their bias.
         for (int64_t n = 0; a.b && n < a.N; ++n)
@@ -109,7 +121,7 @@ template <class S> struct Projection {
             sum.take(dx + row * width, 0, width);
             sum.add(static_cast<const S*>(a.input) + row * a.I);
         }
-        sum.finish(a.db_ih ? static_cast<S*>(a.db_ih) + begin : nullptr);
+        sum.finish(a.db_ih && !a.x_gain ? static_cast<S*>(a.db_ih) + begin : nullptr);
     }
 };
 

@@ -48,28 +48,34 @@ template <class S, class C> struct Weights {
     }
 };
 
-// A group's small parameters in the type of the arithmetic: bias, gain of the norm, the cell's own.
+// A group's small parameters in the type of the arithmetic: bias, gain of the norm, the cell's own,
+// and gain and bias of the norm of the input's part.
 template <class R, class C> struct Parameters {
-    Array<R> bias, gain, own;
+    Array<R> bias, gain, own, x_gain, x_bias;
 
-    // From the group's rows of b, or null, and of p: the norm's gain first.
-    template <class S>
-    Parameters(const Arguments& a, const S* b, const S* p)
-        : bias(b || a.norm ? C::gates * a.H : 0), gain(a.norm ? C::gates * a.H : 0),
-          own(C::rows * a.H) {
-        const int64_t gains = a.norm ? C::gates * a.H : 0;
-        if (a.norm) bias.zero(C::gates * a.H);
-        if (b) copy<R>(bias.data, b, C::gates * a.H);
-        copy<R>(gain.data, p, gains);
-        copy<R>(own.data, p + gains, C::rows * a.H);
-    }
+    Parameters(const Arguments& a, bool has_bias)
+        : bias(has_bias || a.norm ? C::gates * a.H : 0), gain(a.norm ? C::gates * a.H : 0),
+          own(C::rows * a.H), x_gain(a.x_gain ? C::gates * a.H : 0),
+          x_bias(a.x_gain ? C::gates * a.H : 0) {}
 };
 
 template <class S, class C>
 inline Parameters<Real<S>, C> parameters_of(const Arguments& a, int64_t n) {
-    const int64_t width = C::gates * a.H, rows = (a.norm ? C::gates : 0) + C::rows;
-    const S* b = static_cast<const S*>(a.b);
-    return {a, b ? b + n * width : b, static_cast<const S*>(a.p) + n * rows * a.H};
+    using R = Real<S>;
+    const int64_t width = C::gates * a.H, gains = a.norm ? width : 0, rows = C::rows * a.H;
+    Parameters<R, C> found(a, a.b != nullptr);
+    const auto take = [&](R* to, const void* from, int64_t stride, int64_t first, int64_t count) {
+        if (from)
+            copy<R>(to, static_cast<const S*>(from) + n * stride + first, count);
+        else if (to)
+            std::memset(to, 0, count * sizeof(R));
+    };
+    take(found.bias, a.b, width, 0, width);
+    take(found.gain, gains ? a.p : nullptr, gains + rows, 0, gains);
+    take(found.own, rows ? a.p : nullptr, gains + rows, gains, rows);
+    take(found.x_gain, a.x_gain, width, 0, width);
+    take(found.x_bias, a.x_gain ? a.b_ih : nullptr, width, 0, width);
+    return found;
 }
 
 // Where the operands of one row at one step are.
@@ -82,10 +88,11 @@ template <class S> struct Row {
 // What decides how operands are loaded, by value: the loops over units must not read it again.
 struct Loading {
     int64_t H, x_g, summed;
-    bool norm, of_sum;
+    bool norm, of_sum, x_norm;
 
     explicit Loading(const Arguments& a)
-        : H(a.H), x_g(a.x_g), summed(a.summed), norm(a.norm), of_sum(a.norm && a.of_sum) {}
+        : H(a.H), x_g(a.x_g), summed(a.summed), norm(a.norm), of_sum(a.norm && a.of_sum),
+          x_norm(a.x_gain) {}
 };
 
 // The operands of some units.
@@ -100,6 +107,7 @@ template <class S, class C> struct Operands {
         for (int g = first_gate; g < last_gate; ++g) {
             const int64_t at = g * how.H + j;
             x[g] = how.of_sum ? V{} : load(row.x + g * how.x_g + j, part);
+            if (how.x_norm) x[g] = x[g] * load(own.x_gain + at, part) + load(own.x_bias + at, part);
             r[g] = g < how.summed ? V{} : load(row.r + at, part);
             if (how.norm) r[g] = r[g] * load(own.gain + at, part) + load(own.bias + at, part);
         }
@@ -139,25 +147,42 @@ inline Vector<R> share_of(const Arguments& a, const void* m, int k, int64_t j,
     return load(static_cast<const S*>(m) + k * a.m_e + j, part);
 }
 
-// Normalises the products of some gates of a row in place.
-template <class S, class R>
-inline void normalise_gates(const Arguments& a, const S* x, R* r, R* scales, int first_gate,
-                            int last_gate) {
+// Normalises some gates of a row in place: each, or all of them together.
+template <class R>
+inline void normalise_gates(const Arguments& a, R* v, R* scales, int first_gate, int last_gate) {
     const int64_t H = a.H;
-    if (a.of_sum)
+    if (a.norm == 1) {
         for (int g = first_gate; g < last_gate; ++g)
-            for (int64_t j = 0; j < H; j += LANES<R>) {
-                const Part<R> part(H - j);
-                store(r + g * H + j, load(r + g * H + j, part) + load(x + g * a.x_g + j, part),
-                      part);
-            }
+            scales[g] = normalise(v + g * H, H, R(a.eps));
+        return;
+    }
+    const R scale = normalise(v + first_gate * H, (last_gate - first_gate) * H, R(a.eps));
+    for (int g = first_gate; g < last_gate; ++g) scales[g] = scale;
+}
+
+template <class R>
+inline void normalise_gates_gradient(const Arguments& a, R* dn, const R* n, const R* scales,
+                                     int first_gate, int last_gate) {
+    const int64_t H = a.H, start = first_gate * H;
     if (a.norm == 1)
         for (int g = first_gate; g < last_gate; ++g)
-            scales[g] = normalise(r + g * H, H, R(a.eps));
-    else {
-        const R scale = normalise(r + first_gate * H, (last_gate - first_gate) * H, R(a.eps));
-        for (int g = first_gate; g < last_gate; ++g) scales[g] = scale;
-    }
+            normalise_gradient(dn + g * H, n + g * H, scales[g], H);
+    else
+        normalise_gradient(dn + start, n + start, scales[first_gate],
+                           (last_gate - first_gate) * H);
+}
+
+// The same of a row of products, to which a norm of the sum adds x.
+template <class S, class R>
+inline void normalise_products(const Arguments& a, const S* x, R* r, R* scales, int first_gate,
+                               int last_gate) {
+    const int64_t H = a.H;
+    for (int g = first_gate; a.of_sum && g < last_gate; ++g)
+        for (int64_t j = 0; j < H; j += LANES<R>) {
+            const Part<R> part(H - j);
+            store(r + g * H + j, load(r + g * H + j, part) + load(x + g * a.x_g + j, part), part);
+        }
+    normalise_gates(a, r, scales, first_gate, last_gate);
 }
 
 // Walks through the sequences of this thread: Walker(a, weights, n, tile, buffers, team).run().

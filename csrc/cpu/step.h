@@ -91,7 +91,9 @@ template <class S, class C> void step(const Arguments& a, const Pool& pool) {
 
     Loading how(a);
     how.x_g = H;
-    const Parameters<R, C> own(a, static_cast<const S*>(nullptr), static_cast<const S*>(a.p));
+    // The biases are in x and r already.
+    const Parameters<R, C> own(a, false);
+    if (C::rows > 0) copy<R>(own.own.data, static_cast<const S*>(a.p), C::rows * H);
     const auto each = [&](auto&& function) {
         for (int64_t b = 0; b < B; ++b)
             for (int64_t j = 0; j < H; j += LANES<R>) function(b, j, Part<R>(H - j));

@@ -22,7 +22,7 @@ template <class S, class C> struct WeightGradients {
                 gates(n, 0, C::late, false);
                 if (C::late < C::gates) gates(n, C::late, C::gates, true);
             }
-            if (a.dp) parameters(n);
+            parameters(n);
         }
     }
 
@@ -62,15 +62,21 @@ template <class S, class C> struct WeightGradients {
         sum.add(static_cast<const R*>(line));
     }
 
-    // The sums over the rows of the batch: dp, and with a norm db.
+    // The sums over the rows of the batch: dp, with a norm db, and those of the input's norm.
     void parameters(int64_t n) const {
-        const int gains = a.norm ? C::gates : 0;
-        S* dp = static_cast<S*>(a.dp) + n * (gains + C::rows) * a.H;
-        for (int k = 0; k < C::rows; ++k) reduce(n, k, dp + (gains + k) * a.H);
+        const int G = C::gates, gains = a.norm ? G : 0;
+        const auto of = [&](void* result, int64_t rows, int64_t row) {
+            return static_cast<S*>(result) + (n * rows + row) * a.H;
+        };
+        for (int k = 0; a.dp && k < C::rows; ++k)
+            reduce(n, k, of(a.dp, gains + C::rows, gains + k));
         for (int g = 0; g < gains; ++g) {
-            reduce(n, C::rows + g, dp + g * a.H);
-            if (a.db)
-                reduce(n, C::rows + C::gates + g, static_cast<S*>(a.db) + (n * C::gates + g) * a.H);
+            if (a.dp) reduce(n, C::rows + g, of(a.dp, gains + C::rows, g));
+            if (a.db) reduce(n, C::rows + G + g, of(a.db, G, g));
+        }
+        for (int g = 0; a.x_gain && g < G; ++g) {
+            if (a.dx_gain) reduce(n, C::rows + 2 * G + g, of(a.dx_gain, G, g));
+            if (a.db_ih) reduce(n, C::rows + 3 * G + g, of(a.db_ih, G, g));
         }
     }
 

@@ -71,6 +71,9 @@ class Arguments(NamedTuple):
     dinput: int = 0
     dw_ih: int = 0
     db_ih: int = 0
+    x_gain: int = 0
+    x_scales: int = 0
+    dx_gain: int = 0
     order: int = 0
     valid: int = 0
 

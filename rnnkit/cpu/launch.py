@@ -13,6 +13,7 @@ from ..ops.allocate import (
     allocate_products,
 )
 from ..ops.sequence import Inputs
+from ..projection import Projection
 from .arguments import Arguments, Block, address, bits
 from .library import call, shared
 
@@ -65,21 +66,30 @@ def described(inputs: Inputs) -> Arguments:
     )  # fmt: skip
 
 
-class Projection(NamedTuple):
-    """What x is computed of: input (T, B, I), ih (N, G * H, I) and b_ih (N, G * H); all dense."""
+class Kept(NamedTuple):
+    """What forward keeps for backward: products, scales, and the scales of the input's norm."""
 
-    input: Tensor
-    ih: Tensor
-    b_ih: Tensor | None
+    products: Tensor
+    scales: Tensor
+    x_scales: Tensor | None = None
 
 
-def of_projection(inputs: Inputs, projection: Projection | None) -> dict[str, int]:
-    """The arguments that a projection adds; x is written then."""
+def of_projection(
+    inputs: Inputs, projection: Projection | None, x_scales: Tensor | None
+) -> dict[str, int]:
+    """The arguments that a projection adds; x, and x_scales, are written then."""
     if projection is None:
         return {}
-    input, ih, b_ih = projection
-    addresses = {"input": input.data_ptr(), "w_ih": ih.data_ptr(), "b_ih": address(b_ih)}
-    return addresses | {"I": input.shape[-1], "summed": summed(inputs)}
+    input, ih, b_ih, gain = projection
+    return {
+        "input": input.data_ptr(),
+        "w_ih": ih.data_ptr(),
+        "b_ih": address(b_ih),
+        "I": input.shape[-1],
+        "x_gain": address(gain),
+        "x_scales": address(x_scales),
+        "summed": summed(inputs),
+    }
 
 
 def summed(inputs: Inputs) -> int:
@@ -89,28 +99,32 @@ def summed(inputs: Inputs) -> int:
     return shared(inputs.cell, inputs.x.dtype)
 
 
-def kept_by(inputs: Inputs, projection: Projection | None) -> tuple[Tensor, Tensor]:
-    """Room for the products and scales that forward keeps."""
-    if projection is None or summed(inputs) == 0:
-        return allocate_products(inputs.x, inputs.cell, True)
+def room(inputs: Inputs, projection: Projection | None) -> Kept:
+    """Room for what forward keeps."""
     T, B, N, G, H = inputs.x.shape
-    return inputs.x.new_empty(T, B, N, G - summed(inputs), H), inputs.x.new_empty(0)
+    if projection is not None and summed(inputs) > 0:
+        return Kept(inputs.x.new_empty(T, B, N, G - summed(inputs), H), inputs.x.new_empty(0))
+    products, scales = allocate_products(inputs.x, inputs.cell, True)
+    normed = projection is not None and projection.gain is not None
+    return Kept(products, scales, scales.new_empty(T, B, N, G) if normed else None)
 
 
 def forward(
     inputs: Inputs, keep: bool, projection: Projection | None = None
-) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[Tensor, Tensor] | None]:
-    """output, cells and last; and if `keep`, products and scales for `backward`."""
+) -> tuple[tuple[Tensor, Tensor, Tensor], Kept | None]:
+    """output, cells and last; and if `keep`, what `backward` takes."""
     output, cells, last = allocate(inputs.x, inputs.cell)
-    kept = kept_by(inputs, projection) if keep else None
-    products, scales = kept or (None, None)
+    kept = room(inputs, projection) if keep else None
+    x_scales = None if kept is None else kept.x_scales
+    if projection is not None and projection.gain is not None and kept is None:
+        x_scales = room(inputs, projection).x_scales
     arguments = described(inputs)._replace(
         output=output.data_ptr(),
         cells=cells.data_ptr(),
         last=last.data_ptr(),
-        products=address(products),
-        scales=address(scales),
-        **of_projection(inputs, projection),
+        products=address(kept and kept.products),
+        scales=address(kept and kept.scales),
+        **of_projection(inputs, projection, x_scales),
     )
     call("rnnkit_scan", inputs.cell, inputs.x.dtype, Block(*arguments))
     return (output, cells, last), kept
@@ -119,7 +133,7 @@ def forward(
 def backward(
     inputs: Inputs,
     states: tuple[Tensor, ...],
-    kept: tuple[Tensor, Tensor] | None,
+    kept: Kept | None,
     arriving: tuple[Tensor | None, ...],
 ) -> tuple[Tensor, ...]:
     """dx, dw, db, ds0 and dp."""
@@ -133,32 +147,35 @@ def backward_through(
     wanted: tuple[bool, bool],
     inputs: Inputs,
     states: tuple[Tensor, ...],
-    kept: tuple[Tensor, Tensor] | None,
+    kept: Kept,
     arriving: tuple[Tensor | None, ...],
 ) -> tuple[Tensor | None, ...]:
-    """dinput, dih, db_ih, dw, db, ds0 and dp; dinput, and dih and db_ih only if wanted."""
-    input, ih, b_ih = projection
-    dw, b, s0, p = torch.empty_like(inputs.w), inputs.b, inputs.s0, inputs.p
-    db, ds0, dp = (None if v is None else torch.empty_like(v) for v in (b, s0, p))
-    dinput = torch.empty_like(input) if wanted[0] else None
-    dih = torch.empty_like(ih) if wanted[1] else None
-    db_ih = torch.empty_like(b_ih) if wanted[1] and b_ih is not None else None
-    more = {"dinput": address(dinput), "dw_ih": address(dih), "db_ih": address(db_ih)}
-    more |= of_projection(inputs, projection)
+    """The projection's gradients, the input's and the others' only if wanted; dw, db, ds0 and dp."""
+
+    def like(v: Tensor | None, wanted: bool = True) -> Tensor | None:
+        return torch.empty_like(v) if wanted and v is not None else None
+
+    dinput = like(projection.input, wanted[0])
+    of_weights = [like(v, wanted[1]) for v in projection[1:]]
+    dw, db, ds0, dp = map(like, (inputs.w, inputs.b, inputs.s0, inputs.p))
+    assert dw is not None
+    names = ("dinput", "dw_ih", "db_ih", "dx_gain")
+    more = dict(zip(names, map(address, (dinput, *of_weights)), strict=True))
+    more |= of_projection(inputs, projection, kept.x_scales)
     launch_backward(inputs, states, kept, arriving, (0, dw, db, ds0, dp), more)
-    return dinput, dih, db_ih, dw, db, ds0, dp
+    return dinput, *of_weights, dw, db, ds0, dp
 
 
 def launch_backward(
     inputs: Inputs,
     states: tuple[Tensor, ...],
-    kept: tuple[Tensor, Tensor] | None,
+    kept: Kept | None,
     arriving: tuple[Tensor | None, ...],
     results: tuple[int, Tensor, Tensor | None, Tensor | None, Tensor | None],
     more: dict[str, int],
 ) -> None:
     output, cells = (v.contiguous() for v in states)
-    products, scales = map(dense, kept or (None, None))
+    products, scales = (None, None) if kept is None else map(dense, kept[:2])
     doutput, dcells, dlast = map(dense, arriving)
     dx, dw, db, ds0, dp = results
     arguments = described(inputs)._replace(

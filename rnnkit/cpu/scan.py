@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from ..ops.sequence import Inputs
-from .launch import backward, forward, ready
+from .launch import Kept, backward, forward, ready
 from .layer import layer
 from .library import instruction_set, instruction_sets, why_no_kernels
 
@@ -42,7 +42,7 @@ def note(problem: Problem) -> str:
 def scan(inputs: Inputs, keep: bool = False) -> tuple[Tensor, ...]:
     """output, cells and last; if `keep`, products and scales besides."""
     found, kept = forward(ready(inputs), keep)
-    return (*found, *(kept or ()))
+    return found if kept is None else (*found, kept.products, kept.scales)
 
 
 def gradients(
@@ -52,4 +52,4 @@ def gradients(
     arriving: tuple[Tensor | None, Tensor | None, Tensor | None],
 ) -> tuple[Tensor, ...]:
     """dx, dw, db, ds0 and dp; `states` are output and cells, `kept` products and scales."""
-    return backward(ready(inputs), states, kept, arriving)
+    return backward(ready(inputs), states, kept and Kept(*kept), arriving)
