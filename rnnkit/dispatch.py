@@ -166,7 +166,7 @@ def slower(name: str, problem: Asked) -> str | None:
 
 
 def torch_faster(problem: Problem) -> bool:
-    """Whether torch.nn's kernel was faster than our own on a CPU, in benchmarks/results/cpu.jsonl."""
+    """Whether torch.nn's kernel was faster on a CPU in a row of benchmarks/results/cpu.jsonl."""
     return False
 
 
@@ -248,7 +248,7 @@ def tracing(x: Tensor) -> bool:
 
 
 def plain(x: Tensor) -> bool:
-    """Whether nothing but autograd looks at x's operations: no trace, transform, mode or subclass."""
+    """Whether only autograd looks at x's operations: no trace, transform, mode or subclass."""
     return (
         type(x) in (Tensor, torch.nn.Parameter)
         and not tracing(x)
@@ -295,7 +295,7 @@ def forced() -> str | None:
 
 
 def turned_from(name: str) -> bool:
-    """Whether a shortcut to a backend would miss what somebody asked for: another one, or a record."""
+    """Whether a shortcut to a backend would miss that another one, or a record, is asked for."""
     return _forced not in (None, name) or _records is not None
 
 

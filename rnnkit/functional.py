@@ -84,7 +84,7 @@ def recurrent(
         return Result(output, last, None)
     equations = find(cell)
     check_own(weights, equations)
-    more = (state, weights, equations, reverse, lengths, resets, noise)
+    more: Any = (state, weights, equations, reverse, lengths, resets, noise)
     alone = None
     if hasattr(backend, "layer") and takes_projection(input, weights[0]):
         alone = projection_of(input, weights, equations)

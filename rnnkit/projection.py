@@ -200,10 +200,8 @@ def projection_of(
     return Projection(input, ih, stacked(b_ih, G, heads), gain), x, stacked(b, G, heads)
 
 
-def project(
-    input: Tensor, weights: Sequence[Weights], cell: Cell
-) -> tuple[Tensor, Tensor | None]:
-    """x of the scan, with as many of the biases as can be added to it, and the other's b (N, G * H).
+def project(input: Tensor, weights: Sequence[Weights], cell: Cell) -> tuple[Tensor, Tensor | None]:
+    """x of the scan, with as many of the biases as can be added to it, and the rest: b (N, G * H).
 
     The norm of the input's part is over all gates of a group, or over each.
     """

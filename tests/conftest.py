@@ -18,6 +18,7 @@ import toy_cell
 from layer_variants import minor
 
 import rnnkit
+import rnnkit.cpu.library
 import rnnkit.triton.cells
 from rnnkit.triton import fit
 from rnnkit.triton import scan as triton_scan
@@ -29,10 +30,16 @@ torch.set_num_threads(1)
 torch.backends.cudnn.allow_tf32 = False
 
 TRITON = sorted(c for c in rnnkit.cells.CELLS if rnnkit.triton.cells.equations(c))
+NATIVE = [
+    cell
+    for cell in sorted(rnnkit.cells.CELLS)
+    if DEVICE_NAME == "cpu" and rnnkit.cpu.library.why_no_kernels(cell, torch.float64) is None
+]
 BACKENDS = {
     "reference": sorted(rnnkit.cells.CELLS),
     "triton": TRITON,
     "stepwise": TRITON,
+    "cpu": NATIVE,
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -20,6 +21,11 @@ from .library import call, shared
 
 def dense(v: Tensor | None) -> Tensor | None:
     return None if v is None else v.contiguous()
+
+
+def dense_projection(projection: Projection) -> Projection:
+    input, *others = projection
+    return Projection(input.contiguous(), *map(dense, others))  # type: ignore[arg-type]
 
 
 def unit_stride(v: Tensor) -> Tensor:
@@ -48,7 +54,7 @@ def described(inputs: Inputs) -> Arguments:
     x, m, norm = inputs.x, inputs.m, inputs.equations.norm
     lengths, resets = inputs.lengths, inputs.resets
     T, B, N, _, H = x.shape
-    return Arguments(
+    leading: list[int] = [
         T, B, N, H,
         0 if m is None else m.shape[3],
         len(inputs.reverse),
@@ -63,7 +69,8 @@ def described(inputs: Inputs) -> Arguments:
         address(inputs.d),
         address(lengths), *((0, 0) if lengths is None else lengths.stride()),
         address(resets), *((0, 0, 0) if resets is None else resets.stride()),
-    )  # fmt: skip
+    ]  # fmt: skip
+    return Arguments(*leading)
 
 
 class Kept(NamedTuple):
@@ -138,7 +145,7 @@ def backward(
 ) -> tuple[Tensor, ...]:
     """dx, dw, db, ds0 and dp."""
     found = allocate_gradients(inputs.x, inputs.w, inputs.cell)
-    launch_backward(inputs, states, kept, arriving, (found[0].data_ptr(), *found[1:]), {})
+    launch_backward(inputs, states, kept, arriving, (found[0].data_ptr(), found[1:]), {})
     return found
 
 
@@ -150,7 +157,7 @@ def backward_through(
     kept: Kept,
     arriving: tuple[Tensor | None, ...],
 ) -> tuple[Tensor | None, ...]:
-    """The projection's gradients, the input's and the others' only if wanted; dw, db, ds0 and dp."""
+    """The projection's gradients, only if wanted: the input's, the others'; dw, db, ds0 and dp."""
 
     def like(v: Tensor | None, wanted: bool = True) -> Tensor | None:
         return torch.empty_like(v) if wanted and v is not None else None
@@ -158,11 +165,10 @@ def backward_through(
     dinput = like(projection.input, wanted[0])
     of_weights = [like(v, wanted[1]) for v in projection[1:]]
     dw, db, ds0, dp = map(like, (inputs.w, inputs.b, inputs.s0, inputs.p))
-    assert dw is not None
     names = ("dinput", "dw_ih", "db_ih", "dx_gain")
     more = dict(zip(names, map(address, (dinput, *of_weights)), strict=True))
     more |= of_projection(inputs, projection, kept.x_scales)
-    launch_backward(inputs, states, kept, arriving, (0, dw, db, ds0, dp), more)
+    launch_backward(inputs, states, kept, arriving, (0, (dw, db, ds0, dp)), more)
     return dinput, *of_weights, dw, db, ds0, dp
 
 
@@ -171,13 +177,13 @@ def launch_backward(
     states: tuple[Tensor, ...],
     kept: Kept | None,
     arriving: tuple[Tensor | None, ...],
-    results: tuple[int, Tensor, Tensor | None, Tensor | None, Tensor | None],
+    results: tuple[int, Sequence[Tensor | None]],
     more: dict[str, int],
 ) -> None:
     output, cells = (v.contiguous() for v in states)
     products, scales = (None, None) if kept is None else map(dense, kept[:2])
     doutput, dcells, dlast = map(dense, arriving)
-    dx, dw, db, ds0, dp = results
+    dx, (dw, db, ds0, dp) = results
     arguments = described(inputs)._replace(
         output=output.data_ptr(),
         cells=cells.data_ptr(),
@@ -187,7 +193,7 @@ def launch_backward(
         dcells=address(dcells),
         dlast=address(dlast),
         dx=dx,
-        dw=dw.data_ptr(),
+        dw=address(dw),
         db=address(db),
         ds0=address(ds0),
         dp=address(dp),

@@ -15,7 +15,7 @@ from .. import dispatch
 from ..ops.scan import scan
 from ..ops.sequence import Inputs
 from ..projection import Projection, with_groups
-from .launch import Kept, backward_through, dense, forward, ready
+from .launch import Kept, backward_through, dense_projection, forward, ready
 
 COUNT = len(Projection._fields)
 
@@ -30,16 +30,16 @@ def layer(projection: Projection, inputs: Inputs) -> tuple[Tensor, Tensor, Tenso
     if torch.is_grad_enabled() and any(v is not None and v.requires_grad for v in tensors):
         found: tuple[Tensor, Tensor, Tensor] = Layer.apply(*projection, *inputs)
         return found
-    return forward(ready(inputs), False, Projection(*map(dense, projection)))[0]  # type: ignore
+    return forward(ready(inputs), False, dense_projection(projection))[0]
 
 
 class Layer(torch.autograd.Function):
     """The layer with its gradients. Not for torch.func, whose transforms take the operator."""
 
     @staticmethod
-    def forward(ctx: Any, *given: Any) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
-        projection, inputs = Projection(*map(dense, given[:COUNT])), Inputs(*given[COUNT:])  # type: ignore
-        found, kept = forward(ready(inputs), True, projection)
+    def forward(ctx: Any, *given: Any) -> tuple[Tensor, Tensor, Tensor]:
+        projection, inputs = Projection(*given[:COUNT]), Inputs(*given[COUNT:])
+        found, kept = forward(ready(inputs), True, dense_projection(projection))
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*found[:2], *(kept or ()), *given[:-2])
         ctx.static = given[-2:]
@@ -56,7 +56,7 @@ class Layer(torch.autograd.Function):
             return differentiable_gradients(needed, projection, inputs, arriving)
         with dispatch.plain_arithmetic(output.device):
             found = backward_through(
-                Projection(*map(dense, projection)),  # type: ignore[arg-type]
+                dense_projection(projection),
                 (needed[0], any(needed[1:COUNT])),
                 ready(inputs),
                 (output, cells),
@@ -80,7 +80,7 @@ def differentiable_gradients(
     found = scan(*with_groups(inputs._replace(x=x)))
     pairs = [(v, d) for v, d in zip(found, arriving, strict=True) if d is not None]
     outputs, cotangents = zip(*pairs, strict=True)
-    values = (*projection, *inputs)
+    values: Any = (*projection, *inputs)
     wanted = [k for k, want in enumerate(needed) if want]
     gradients = torch.autograd.grad(
         outputs, [values[k] for k in wanted], cotangents, create_graph=True, allow_unused=True

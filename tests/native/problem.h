@@ -243,6 +243,10 @@ private:
         a.w_ih = values<S>(a.N * width * a.I);
         a.b_ih = maybe() ? values<S>(a.N * width) : nullptr;
         a.summed = a.norm || sizeof(S) != sizeof(R) ? 0 : cell.shared;
+        if (a.norm && !a.of_sum && maybe()) {
+            a.x_gain = values<S>(a.N * width);
+            a.x_scales = result<R>("x_scales", steps * a.N * cell.gates, false);
+        }
         for (int64_t t = 0; t < a.T; ++t)
             for (int64_t b = 0; b < a.B; ++b) {
                 bool live = false;
@@ -284,6 +288,7 @@ private:
         if (maybe()) return;
         a.dw_ih = result<S>("dw_ih", a.N * width * a.I);
         if (a.b_ih) a.db_ih = result<S>("db_ih", a.N * width);
+        if (a.x_gain) a.dx_gain = result<S>("dx_gain", a.N * width);
     }
 };
 
