@@ -87,7 +87,7 @@ def recurrent(
     more: Any = (state, weights, equations, reverse, lengths, resets, noise)
     alone = None
     if hasattr(backend, "layer") and takes_projection(input, weights[0]):
-        alone = projection_of(input, weights, equations)
+        alone = projection_of(input, weights, equations, backend.empty)
     if alone is not None:
         projection, x, b = alone
         inputs, h0 = prepare(x, b, *more)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -173,9 +173,14 @@ def normalise_x(x: Tensor, cell: Cell) -> Tensor:
 
 
 def projection_of(
-    input: Tensor, weights: Sequence[Weights], cell: Cell
+    input: Tensor,
+    weights: Sequence[Weights],
+    cell: Cell,
+    empty: Callable[[tuple[int, ...], Tensor], Tensor],
 ) -> tuple[Projection, Tensor, Tensor | None] | None:
     """The projection, an empty x and b of the scan; None where x is not made so.
+
+    empty(shape, like) makes a tensor of like's dtype.
 
     What `project` does by torch's operations, for a backend that does it by itself.
     """
@@ -196,7 +201,7 @@ def projection_of(
     assert ih is not None
     gain = None if gains is None else stacked(gains, G, heads)
     T, B, _ = input.shape
-    x = input.new_empty(T, B, len(weights) * heads, G, ih.shape[-2] // G)
+    x = empty((T, B, len(weights) * heads, G, ih.shape[-2] // G), input)
     return Projection(input, ih, stacked(b_ih, G, heads), gain), x, stacked(b, G, heads)
 
 

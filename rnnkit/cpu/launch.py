@@ -17,6 +17,7 @@ from ..ops.sequence import Inputs
 from ..projection import Projection
 from .arguments import Arguments, Block, address, bits
 from .library import call, shared
+from .memory import empty
 
 
 def dense(v: Tensor | None) -> Tensor | None:
@@ -110,7 +111,8 @@ def room(inputs: Inputs, projection: Projection | None) -> Kept:
     """Room for what forward keeps."""
     T, B, N, G, H = inputs.x.shape
     if projection is not None and summed(inputs) > 0:
-        return Kept(inputs.x.new_empty(T, B, N, G - summed(inputs), H), inputs.x.new_empty(0))
+        products = empty((T, B, N, G - summed(inputs), H), inputs.x)
+        return Kept(products, products.new_empty(0))
     products, scales = allocate_products(inputs.x, inputs.cell, True)
     normed = projection is not None and projection.gain is not None
     return Kept(products, scales, scales.new_empty(T, B, N, G) if normed else None)

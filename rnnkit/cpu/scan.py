@@ -10,11 +10,12 @@ from ..ops.sequence import Inputs
 from .launch import Kept, backward, forward, ready
 from .layer import layer
 from .library import instruction_set, instruction_sets, why_no_kernels
+from .memory import empty
 
 if TYPE_CHECKING:
     from ..dispatch import Problem
 
-__all__ = ["KEEPS", "gradients", "layer", "note", "scan", "why_not"]
+__all__ = ["KEEPS", "empty", "gradients", "layer", "note", "scan", "why_not"]
 
 # Backward is faster where forward has kept what its products gave.
 KEEPS = True
