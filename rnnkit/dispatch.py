@@ -158,8 +158,9 @@ def slower(name: str, problem: Asked) -> str | None:
         return "no stored result shows torch.nn's kernels faster on this device"
     if name == "triton" and on_cpu:
         return "on a CPU it runs in an interpreter, for tests that ask for it"
-    if name == "torch" and isinstance(problem, Problem) and why_not("cpu", problem) is None:
-        return None if torch_faster(problem) else "rnnkit's own CPU kernels are faster"
+    if name == "torch" and isinstance(problem, Problem) and "cpu" in BACKENDS:
+        ours = why_not("cpu", problem) is None and not torch_faster(problem)
+        return "rnnkit's own CPU kernels are faster" if ours else None
     if name == "torch" and (problem.operator, problem.dtype) == ("causal_conv1d", torch.float64):
         return "its sums depend on the length, and in float64 chunks are to equal the whole"
     return None

@@ -13,7 +13,7 @@ from rnnkit.cpu import library, memory
 pytestmark = pytest.mark.skipif(
     library.functions()[0] is None, reason=f"no native library: {library.functions()[1]}"
 )
-I, H = 5, 8
+I, H = 5, 8  # noqa: E741
 LAYERS = {
     "rnn": (rnnkit.RNN, {}),
     "rnn-relu-norm": (rnnkit.RNN, {"nonlinearity": "relu", "layer_norm": True}),

@@ -12,12 +12,14 @@ from layer_variants import VARIANTS, every_variant, leaves, plain_variant, randn
 import rnnkit
 from rnnkit import dispatch
 from rnnkit.cells import CELLS
+from rnnkit.cpu.library import functions
 from rnnkit.ops.sequence import Inputs
 from rnnkit.torch_kernels import scan as torch_scan
 from rnnkit.triton.fit import choose_form
 
 T, B, I, H = 4, 2, 3, 5  # noqa: E741
 NAMES = tuple(dispatch.BACKENDS)
+needs_library = pytest.mark.skipif(functions()[0] is None, reason="no native library")
 
 
 def ran(module, *args, **kwargs):
@@ -44,14 +46,25 @@ def own_choice(monkeypatch):
 
 
 @plain_variant
-def test_plain_layers_run_on_torch(variant):
+def test_plain_layers_run_on_torch_where_no_kernels_are(variant, monkeypatch):
+    only_torch_and_reference(monkeypatch)
     layer, x = variant.layer(I, H, 2, bidirectional=True), randn(T, B, I)
     assert ran(layer, x) == ["torch", "torch"]
     assert ran(variant.one(I, H), x[0]) == ["torch"]
 
 
+@needs_library
 @every_variant
-def test_torch_runs_nothing_it_lacks(variant):
+def test_layers_run_on_the_cpu_kernels(variant):
+    layer, x = variant.layer(I, H, 2, bidirectional=True), randn(T, B, I)
+    assert ran(layer, x) == ["cpu", "cpu"]
+    assert ran(variant.one(I, H), x[0]) == ["cpu"]
+    assert "cpu" in ran(layer, x, lengths=torch.tensor([4, 1]))
+
+
+@every_variant
+def test_torch_runs_nothing_it_lacks(variant, monkeypatch):
+    only_torch_and_reference(monkeypatch)
     layer, x = variant.layer(I, H), randn(T, B, I)
     asked = {"lengths": torch.tensor([4, 1]), "resets": torch.zeros(T, B, dtype=torch.bool)}
     for name, value in asked.items():
@@ -125,7 +138,7 @@ def test_contexts_nest_and_restore():
         with pytest.raises(KeyError), rnnkit.backend("torch"):
             raise KeyError
         assert set(ran(layer, x)) == {"reference"}
-    assert ran(layer, x) == ["torch"]
+    assert "reference" not in ran(layer, x)
 
 
 def test_recordings_nest():
@@ -179,7 +192,8 @@ def test_explain_names_every_backend(capsys):
     for variant in VARIANTS:
         rnnkit.explain(variant.layer(I, H), randn(T, B, I), lengths=torch.tensor([4, 1]))
         first, *others = capsys.readouterr().out.splitlines()
-        others = [line for line in others if not line.startswith("  triton: one launch")]
+        notes = ("  triton: one launch", "  cpu: compiled for")
+        others = [line for line in others if not line.startswith(notes)]
         used = first.rsplit(": ", 1)[1]
         assert [line.split()[1].rstrip(":") for line in others] == [n for n in NAMES if n != used]
         assert all(len(line.split(": ", 1)[1]) > 10 for line in others)
@@ -262,11 +276,11 @@ assert not [name for name in sys.modules if name.startswith("triton.")]
 
 
 def test_import_without_triton():
-    """Everything runs, on the reference, and explain says what is missing."""
+    """Everything runs, and explain says what is missing."""
     done = python(HIDDEN)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert sum(line.endswith(": reference") for line in lines) == 6
+    assert sum(line.endswith((": cpu", ": reference")) for line in lines) == 6
     assert sum("not triton: triton cannot be imported" in line for line in lines) == 6
 
 
@@ -274,5 +288,6 @@ def test_results_do_not_depend_on_who_asks():
     """Recording and forcing the backend that runs anyway change no bit."""
     layer, x = rnnkit.GRU(I, H), torch.randn(T, B, I)
     expected = leaves(layer(x))
-    with dispatch.recording(), rnnkit.backend("torch"):
+    (name,) = ran(layer, x)
+    with dispatch.recording(), rnnkit.backend(name):
         assert all(torch.equal(a, b) for a, b in zip(leaves(layer(x)), expected, strict=True))

@@ -10,7 +10,10 @@ template <class S> struct OuterProduct {
     using R = Real<S>;
     using V = Vector<R>;
     // Rows of one product: its packed operands stay in the nearest caches.
-    static constexpr int64_t CHUNK = 96;
+    static constexpr int64_t CHUNK = 128;
+    // Columns of d that are packed together, for as few pages as can be: whole vectors and tiles.
+    static constexpr int64_t GROUP = 48;
+    static_assert(GROUP % LANES<R> == 0 && GROUP % MOST_ROWS == 0, "");
     static constexpr bool SAME = sizeof(S) == sizeof(R);
 
     int64_t begin, end, count, columns, filled = 0;
@@ -23,10 +26,10 @@ template <class S> struct OuterProduct {
     // result: (count, columns), dense.
     OuterProduct(int64_t begin, int64_t end, int64_t columns, S* result)
         : begin(begin), end(end), count(end - begin), columns(columns), result(result),
-          q(Panels<R>::size(CHUNK, columns)), d(CHUNK * count), line(columns), total(count),
+          q(Panels<R>::size(CHUNK, columns)), d(CHUNK * (count + GROUP)), line(columns), total(count),
           sums(SAME ? 0 : count * columns), from(count), to(count) {
         for (int64_t i = 0; i < count; ++i) {
-            from[i] = d + i;
+            from[i] = place(i);
             to[i] = (SAME ? reinterpret_cast<R*>(result) : sums.data) + i * columns;
         }
         total.zero(count);
@@ -35,15 +38,19 @@ template <class S> struct OuterProduct {
     // Takes columns [first, last) of d's next row, of those in [begin, end), from `source`, where
     // column `first` stands.
     template <class From> void take(const From* source, int64_t first, int64_t last) {
-        R* const row = d + filled * count;
         const int64_t low = first > begin ? first : begin, high = last < end ? last : end;
-        for (int64_t j = low; j < high; j += LANES<R>) {
-            const Part<R> part(high - j);
+        for (int64_t j = low; j < high;) {
+            const int64_t at = j - begin, left = GROUP - at % GROUP;
+            const Part<R> part(high - j < left ? high - j : left);
             const V v = load(source + (j - first), part);
-            store(row + (j - begin), v, part);
-            store(total + (j - begin), load(total + (j - begin), part) + v, part);
+            store(place(at) + filled * GROUP, v, part);
+            store(total + at, load(total + at, part) + v, part);
+            j += part.count;
         }
     }
+
+    // The first row's column i of d, as it is packed.
+    R* place(int64_t i) const { return d + i / GROUP * GROUP * CHUNK + i % GROUP; }
 
     // Adds the row that was taken, with this row of q.
     template <class From> void add(const From* source) {
@@ -60,7 +67,7 @@ template <class S> struct OuterProduct {
 
     void flush() {
         const Panels<R> panels = {q, filled, columns, CHUNK};
-        product(panels, 0, panels.count(), count, static_cast<const R* const*>(from.data), count,
+        product(panels, 0, panels.count(), count, static_cast<const R* const*>(from.data), GROUP,
                 static_cast<R* const*>(to.data), first ? Init::ZERO : Init::SUM,
                 static_cast<const R*>(nullptr));
         first = false;
