@@ -72,15 +72,26 @@ template <class R, int ROWS, int VECTORS> void multiply(const Tile<R>& tile) {
     using V = Vector<R>;
     V sums[ROWS][VECTORS];
     const Part<R> last(tile.columns - (VECTORS - 1) * LANES<R>), all(LANES<R>);
-    for (int i = 0; i < ROWS; ++i)
-        for (int j = 0; j < VECTORS; ++j) {
-            const Part<R>& part = j == VECTORS - 1 ? last : all;
-            const int64_t at = tile.column + j * LANES<R>;
-            sums[i][j] = tile.init == Init::ROW   ? load(tile.row + at, part)
-                         : tile.init == Init::SUM ? load(tile.c[i] + at, part)
-                                                  : V{};
-        }
+    // Unrolled, or the sums would not stay in registers.
+    const auto each = [&](auto&& function) INLINE_LAMBDA {
+#pragma GCC unroll 8
+        for (int i = 0; i < ROWS; ++i)
+#pragma GCC unroll 4
+            for (int j = 0; j < VECTORS; ++j)
+                function(i, j, tile.column + j * LANES<R>, j == VECTORS - 1 ? last : all);
+    };
+    if (tile.init == Init::SUM)
+        each([&](int i, int j, int64_t at, Part<R> part) INLINE_LAMBDA {
+            sums[i][j] = load(tile.c[i] + at, part);
+        });
+    else if (tile.init == Init::ROW)
+        each([&](int i, int j, int64_t at, Part<R> part) INLINE_LAMBDA {
+            sums[i][j] = load(tile.row + at, part);
+        });
+    else
+        each([&](int i, int j, int64_t, Part<R>) INLINE_LAMBDA { sums[i][j] = V{}; });
     const R* a[ROWS];
+#pragma GCC unroll 8
     for (int i = 0; i < ROWS; ++i) a[i] = tile.a[i];
     const R* w = tile.w;
     const int64_t step = tile.step, end = tile.K * step;
@@ -97,10 +108,9 @@ template <class R, int ROWS, int VECTORS> void multiply(const Tile<R>& tile) {
         }
         w += VECTORS * LANES<R>;
     }
-    for (int i = 0; i < ROWS; ++i)
-        for (int j = 0; j < VECTORS; ++j)
-            store(tile.c[i] + tile.column + j * LANES<R>, sums[i][j],
-                  j == VECTORS - 1 ? last : all);
+    each([&](int i, int j, int64_t at, Part<R> part) INLINE_LAMBDA {
+        store(tile.c[i] + at, sums[i][j], part);
+    });
 }
 
 template <class R> using Multiply = void (*)(const Tile<R>&);

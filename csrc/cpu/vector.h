@@ -9,6 +9,7 @@
 
 // For what is called in the innermost loops: a call would spill every vector.
 #define INLINE inline __attribute__((always_inline))
+#define INLINE_LAMBDA __attribute__((always_inline))
 
 namespace rnnkit {
 namespace RNNKIT_ISA {
