@@ -204,7 +204,7 @@ template <class S, class C> struct Backward {
     }
 
     // The whole gradient that reaches state k of step t: from the step after it and from outside.
-    V arriving(int k, int64_t t, int64_t i, int64_t j, const Part<R>& part) const {
+    INLINE V arriving(int k, int64_t t, int64_t i, int64_t j, const Part<R>& part) const {
         const void* outside = k == 0 ? a.doutput : a.dcells;
         V total = load(ds(k, i) + j, part);
         if (k == 0 && buffers.pending[i]) total += through_drop(i, j, part);
@@ -216,7 +216,7 @@ template <class S, class C> struct Backward {
     }
 
     // The gradient of h through the product that it was fed to.
-    V through_drop(int64_t i, int64_t j, const Part<R>& part) const {
+    INLINE V through_drop(int64_t i, int64_t j, const Part<R>& part) const {
         V v = load(dq(i) + j, part);
         if (a.d)
             v *= load(static_cast<const S*>(a.d) + (tile.rows[i] * a.N + sequence.n) * a.H + j,
@@ -232,7 +232,7 @@ template <class S, class C> struct Backward {
         const Loading how(a);
         Operands<S, C> v;
         V total[C::states], next[C::states];
-        const auto operands = [&](int64_t j, const Part<R>& part) {
+        const auto operands = [&](int64_t j, const Part<R>& part) INLINE_LAMBDA {
             v.load_gates(how, own, place, j, part, 0, C::gates);
             for (int k = 0; k < C::states; ++k) {
                 v.s[k] = load(before[k] + j, part);
@@ -285,7 +285,7 @@ template <class S, class C> struct Backward {
         buffers.pending[i] = !fresh;
     }
 
-    static void accumulate(R* to, V v, const Part<R>& part) {
+    static INLINE void accumulate(R* to, V v, const Part<R>& part) {
         store(to, load(to, part) + v, part);
     }
 

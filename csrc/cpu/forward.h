@@ -146,7 +146,7 @@ template <class S, class C> struct Forward {
         const Loading how(a);
         R* states[C::states];
         for (int k = 0; k < C::states; ++k) states[k] = state(k, i);
-        const auto operands = [&](int64_t j, const Part<R>& part) {
+        const auto operands = [&](int64_t j, const Part<R>& part) INLINE_LAMBDA {
             v.load_gates(how, own, at, j, part, 0, C::gates);
             for (int k = 0; k < C::states; ++k) v.s[k] = load(states[k] + j, part);
         };
