@@ -197,6 +197,9 @@ def projection_of(
             return None
         b_ih = [total(w.norm_ih_bias, w.b_ih) for w in weights]
         b = [total(w.b_hh, w.norm_bias) for w in weights]
+    given = (*b_ih, *b, *(gains or ()), *(v for w in weights for v in w.own))
+    if any(v is not None and v.dtype != input.dtype for v in given):
+        return None  # torch's operations convert them, or refuse
     ih = stacked([w.ih for w in weights], G, heads)
     assert ih is not None
     gain = None if gains is None else stacked(gains, G, heads)

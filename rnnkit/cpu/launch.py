@@ -45,7 +45,7 @@ def ready(inputs: Inputs) -> Inputs:
         s0=dense(inputs.s0),
         p=dense(inputs.p),
         m=m,
-        d=dense(inputs.d),
+        d=None if inputs.d is None else inputs.d.to(inputs.x.dtype).contiguous(),
         lengths=None if lengths is None else lengths.long(),
     )
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import dispatch
+from ..ops.check import check
 from ..ops.scan import scan
 from ..ops.sequence import Inputs
 from ..projection import Projection, with_groups
@@ -26,11 +27,38 @@ def layer(projection: Projection, inputs: Inputs) -> tuple[Tensor, Tensor, Tenso
     w and b may lack the dimension of the groups, too: a view would cost more than the rest of a
     short call. Gradients come in the shapes of the arguments.
     """
+    check_layer(projection, inputs)
     tensors = (*projection, *inputs[:5])
     if torch.is_grad_enabled() and any(v is not None and v.requires_grad for v in tensors):
         found: tuple[Tensor, Tensor, Tensor] = Layer.apply(*projection, *inputs)
         return found
     return forward(ready(inputs), False, dense_projection(projection))[0]
+
+
+def check_layer(projection: Projection, inputs: Inputs) -> None:
+    """Raises unless all arguments fit together: the kernels read what they are told."""
+    w, b, x = inputs.w, inputs.b, inputs.x
+    _, _, N, G, H = x.shape
+    plain = all(v is None for v in inputs[3:9]) and len(inputs.reverse) in (1, N)
+    if not plain or w.shape[-2:] != (G * H, H) or w.dtype != x.dtype or not alike(b, x, N * G * H):
+        check(with_groups(inputs))
+    input, ih, b_ih, gain = projection
+    if ih.shape[-2:] != (G * H, input.shape[-1]) or ih.dtype != x.dtype:
+        shape = (N, G * H, input.shape[-1])
+        raise ValueError(f"ih: expected (N, G*H, I) = {shape} {x.dtype}, got {described(ih)}")
+    for name, v in (("b_ih", b_ih), ("gain of the input's norm", gain)):
+        if not alike(v, x, N * G * H):
+            assert v is not None
+            expected = (N, G * H)
+            raise ValueError(f"{name}: expected (N, G*H) = {expected}, got {described(v)}")
+
+
+def alike(v: Tensor | None, x: Tensor, count: int) -> bool:
+    return v is None or (v.numel() == count and v.dtype == x.dtype)
+
+
+def described(v: Tensor) -> str:
+    return f"{tuple(v.shape)} {v.dtype}"
 
 
 class Layer(torch.autograd.Function):
@@ -76,11 +104,13 @@ def differentiable_gradients(
     arriving: tuple[Tensor | None, ...],
 ) -> tuple[Tensor | None, ...]:
     """The gradients where they will be differentiated again: by torch's operations and the scan."""
+    # Views, so that what reaches one argument through another's own history does not count twice.
+    values: Any = [v.view_as(v) if isinstance(v, Tensor) else v for v in (*projection, *inputs)]
+    projection, inputs = Projection(*values[:COUNT]), Inputs(*values[COUNT:])
     x = projection.x(inputs.equations, inputs.x.shape)
     found = scan(*with_groups(inputs._replace(x=x)))
     pairs = [(v, d) for v, d in zip(found, arriving, strict=True) if d is not None]
     outputs, cotangents = zip(*pairs, strict=True)
-    values: Any = (*projection, *inputs)
     wanted = [k for k, want in enumerate(needed) if want]
     gradients = torch.autograd.grad(
         outputs, [values[k] for k in wanted], cotangents, create_graph=True, allow_unused=True

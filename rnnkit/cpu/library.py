@@ -86,7 +86,9 @@ def call(function: str, cell: str, dtype: torch.dtype, block: Any) -> None:
 
 @lru_cache
 def step_function() -> Any:
-    """rnnkit_step, for those to whom every microsecond counts."""
+    """rnnkit_step for those to whom every microsecond counts: it takes ctypes' own types only."""
     library, _ = functions()
     assert library is not None
-    return library.rnnkit_step
+    function = library["rnnkit_step"]  # a new object, without the types of arguments
+    function.restype = None
+    return function

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from ..ops.sequence import Inputs
+from . import library
 from .launch import Kept, backward, forward, ready
 from .layer import layer
-from .library import instruction_set, instruction_sets, why_no_kernels
 from .memory import empty
 
 if TYPE_CHECKING:
@@ -31,13 +31,13 @@ def why_not(problem: Problem) -> str | None:
         return "its kernels have no forward-mode derivatives"
     if problem.runs > MOST_RUNS:
         return f"reverse has {problem.runs} runs, and its kernels take at most {MOST_RUNS}"
-    return why_no_kernels(problem.cell, problem.dtype)
+    return library.why_no_kernels(problem.cell, problem.dtype)
 
 
 def note(problem: Problem) -> str:
     """The instruction set in use."""
-    names = instruction_sets()
-    return f"compiled for {names[instruction_set]}" if names else "not compiled"
+    names = library.instruction_sets()
+    return f"compiled for {names[library.instruction_set]}" if names else "not compiled"
 
 
 def scan(inputs: Inputs, keep: bool = False) -> tuple[Tensor, ...]:

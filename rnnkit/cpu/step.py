@@ -4,6 +4,7 @@ that takes longer than the kernel.
 
 from __future__ import annotations
 
+import ctypes
 from typing import Any
 
 import torch
@@ -69,7 +70,8 @@ class Step:
         found = [dtype, library.instruction_set]
         for name in self.names:
             v = get(name)
-            found.append(v is not None and v.data_ptr())
+            # Another layout, or dtype, may stand at the address that is known.
+            found.append(v is not None and v.is_contiguous() and v.dtype is dtype and v.data_ptr())
         if found != self.known and not self.learn(input, parameters, found):
             return None
         features, size, run, kernels, template = self.what
@@ -115,7 +117,7 @@ class Step:
         block[H], block[I] = hh.shape[1], ih.shape[1]
         for at, v in zip((W_IH, W, B_IH, BIAS, P), weights, strict=False):
             block[at] = address(v)
-        kernels = library.kernels(self.cell, dtype, library.instruction_set)
+        kernels = ctypes.c_void_p(library.kernels(self.cell, dtype, library.instruction_set))
         run = library.step_function()
         self.known, self.what = key, (ih.shape[1], hh.shape[1], run, kernels, bytes(block))
         return True
