@@ -25,7 +25,7 @@ from tiny_library import compiles
 
 import rnnkit
 from rnnkit import native
-from rnnkit.cpu import library
+from rnnkit.cpu import launch, library, memory
 from rnnkit.cpu.arguments import Arguments
 from rnnkit.native import build
 from rnnkit.ops.scan import BATCH, STATES, scan
@@ -525,6 +525,41 @@ def test_a_dtype_of_its_own_is_converted(changed):
     found = result()
     with rnnkit.backend("reference"):
         torch.testing.assert_close(found, result())
+
+
+@pytest.mark.parametrize("argument", ["weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0"])
+def test_a_weight_on_another_device_is_refused(argument, monkeypatch):
+    """As in a module that was moved in part: its address would mean something else."""
+    layer = rnnkit.LSTM(F, H)
+    value = getattr(layer, argument).detach().to("meta")
+    setattr(layer, argument, torch.nn.Parameter(value))
+    monkeypatch.setattr(launch, "call", lambda *_: pytest.fail("the kernels were called"))
+    with pytest.raises((ValueError, RuntimeError)):
+        layer(torch.randn(T, B, F))
+
+
+def test_memory_is_of_the_cpu_whatever_the_default_device(monkeypatch):
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)
+    layer, x = rnnkit.LSTM(64, 128), torch.randn(40, 16, 64)
+    expected = layer(x)[0]
+    with torch.device("meta"):
+        block = memory.take(memory.LEAST_BYTES)
+        assert block.device == x.device
+        assert torch.equal(layer(x)[0], expected)
+
+
+def test_gradients_of_many_cotangents_at_once():
+    """vmap over a backward, as torch.autograd.functional.jacobian(vectorize=True) does it."""
+    layer, x = rnnkit.LSTM(F, H).double(), randn(T, B, F)
+    y, _ = layer(x)
+    cotangents, parameters = randn(3, *y.shape), list(layer.parameters())
+
+    def gradients(cotangents, **how):
+        return torch.autograd.grad(y, parameters, cotangents, retain_graph=True, **how)
+
+    each = [gradients(v) for v in cotangents]
+    for k, found in enumerate(gradients(cotangents, is_grads_batched=True)):
+        torch.testing.assert_close(found, torch.stack([v[k] for v in each]))
 
 
 def test_the_arguments_are_in_the_order_of_the_library():

@@ -24,7 +24,7 @@ OPTIONS = {
     "UBSAN_OPTIONS": "print_stacktrace=1",
     "TSAN_OPTIONS": "halt_on_error=1",
 }
-PROBLEMS = {MEMORY: 40, THREADS: 15}
+PROBLEMS = {MEMORY: 25, THREADS: 8}
 
 pytestmark = compiles
 

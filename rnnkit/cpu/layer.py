@@ -40,12 +40,15 @@ def check_layer(projection: Projection, inputs: Inputs) -> None:
     w, b, x = inputs.w, inputs.b, inputs.x
     _, _, N, G, H = x.shape
     plain = all(v is None for v in inputs[3:9]) and len(inputs.reverse) in (1, N)
-    if not plain or w.shape[-2:] != (G * H, H) or w.dtype != x.dtype or not alike(b, x, N * G * H):
+    fit = alike(w, x, N * G * H * H) and alike(b, x, N * G * H)
+    if not plain or not fit or w.shape[-2:] != (G * H, H):
         check(with_groups(inputs))
     input, ih, b_ih, gain = projection
-    if ih.shape[-2:] != (G * H, input.shape[-1]) or ih.dtype != x.dtype:
+    if ih.shape[-2:] != (G * H, input.shape[-1]) or not alike(ih, x, ih.numel()):
         shape = (N, G * H, input.shape[-1])
-        raise ValueError(f"ih: expected (N, G*H, I) = {shape} {x.dtype}, got {described(ih)}")
+        raise ValueError(
+            f"ih: expected (N, G*H, I) = {shape} {x.dtype} on {x.device}, got {described(ih)}"
+        )
     for name, v in (("b_ih", b_ih), ("gain of the input's norm", gain)):
         if not alike(v, x, N * G * H):
             assert v is not None
@@ -54,11 +57,11 @@ def check_layer(projection: Projection, inputs: Inputs) -> None:
 
 
 def alike(v: Tensor | None, x: Tensor, count: int) -> bool:
-    return v is None or (v.numel() == count and v.dtype == x.dtype)
+    return v is None or (v.numel() == count and v.dtype == x.dtype and v.device == x.device)
 
 
 def described(v: Tensor) -> str:
-    return f"{tuple(v.shape)} {v.dtype}"
+    return f"{tuple(v.shape)} {v.dtype} on {v.device}"
 
 
 class Layer(torch.autograd.Function):
@@ -80,7 +83,7 @@ class Layer(torch.autograd.Function):
         needed = ctx.needs_input_grad
         if all(v is None for v in arriving):
             return (None,) * len(needed)
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or mapped(arriving):
             return differentiable_gradients(needed, projection, inputs, arriving)
         with dispatch.plain_arithmetic(output.device):
             found = backward_through(
@@ -97,6 +100,13 @@ class Layer(torch.autograd.Function):
         return tuple(v if want else None for v, want in zip(every, needed, strict=True))
 
 
+def mapped(arriving: tuple[Tensor | None, ...]) -> bool:
+    """Whether a transform maps over this backward, which operators know and kernels do not."""
+    legacy = torch._C._functorch.is_legacy_batchedtensor
+    every = [v for v in arriving if v is not None]
+    return torch._C._are_functorch_transforms_active() or any(map(legacy, every))
+
+
 def differentiable_gradients(
     needed: tuple[bool, ...],
     projection: Projection,
@@ -105,15 +115,18 @@ def differentiable_gradients(
 ) -> tuple[Tensor | None, ...]:
     """The gradients where they will be differentiated again: by torch's operations and the scan."""
     # Views, so that what reaches one argument through another's own history does not count twice.
-    values: Any = [v.view_as(v) if isinstance(v, Tensor) else v for v in (*projection, *inputs)]
+    with torch.enable_grad():
+        values: Any = [v.view_as(v) if isinstance(v, Tensor) else v for v in (*projection, *inputs)]
     projection, inputs = Projection(*values[:COUNT]), Inputs(*values[COUNT:])
-    x = projection.x(inputs.equations, inputs.x.shape)
-    found = scan(*with_groups(inputs._replace(x=x)))
+    again = torch.is_grad_enabled()
+    with torch.enable_grad():
+        x = projection.x(inputs.equations, inputs.x.shape)
+        found = scan(*with_groups(inputs._replace(x=x)))
     pairs = [(v, d) for v, d in zip(found, arriving, strict=True) if d is not None]
     outputs, cotangents = zip(*pairs, strict=True)
     wanted = [k for k, want in enumerate(needed) if want]
     gradients = torch.autograd.grad(
-        outputs, [values[k] for k in wanted], cotangents, create_graph=True, allow_unused=True
+        outputs, [values[k] for k in wanted], cotangents, create_graph=again, allow_unused=True
     )
     by_place = dict(zip(wanted, gradients, strict=True))
     return tuple(by_place.get(k) for k in range(len(values)))

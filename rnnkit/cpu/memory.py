@@ -47,7 +47,7 @@ def take(size: int) -> Tensor:
             del _unused[: len(_unused) // 2]
         finally:
             _lock.release()
-    return torch.empty(size, dtype=torch.uint8)
+    return torch.empty(size, dtype=torch.uint8, device="cpu")
 
 
 @lru_cache(256)
