@@ -77,6 +77,7 @@ template <class S, class C> struct Backward {
     int64_t at(int64_t t, int64_t i) const { return sequence.at(t, tile.rows[i]); }
 
     R* products(int64_t t, int64_t i) const {
+        if (a.summed == C::gates) return nullptr;
         if (!a.products) return buffers.r + i * C::gates * a.H;
         return static_cast<R*>(a.products) + (at(t, i) * (C::gates - a.summed) - a.summed) * a.H;
     }

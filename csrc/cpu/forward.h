@@ -44,6 +44,7 @@ template <class S, class C> struct Forward {
 
     // A row of the products; its first gate is the one after those that are added to x.
     R* products(int64_t t, int64_t i) const {
+        if (a.summed == C::gates) return nullptr;
         const int64_t row = a.products ? sequence.at(t, tile.rows[i]) : i;
         R* from = a.products ? static_cast<R*>(a.products) : buffers.r.data;
         return from + (row * (C::gates - a.summed) - a.summed) * a.H;
@@ -114,9 +115,8 @@ template <class S, class C> struct Forward {
         const Panels<R> panels = weights.part(sequence.n, part);
         for (int64_t i = 0; i < tile.active; ++i) {
             from[i] = from_fed ? fed(i) : state(0, i);
-            to[i] = products(t, i) + shift;
-            // Only where x is of the arithmetic's type.
-            if (summed) to[i] = (R*)row(t, i).x + shift;
+            // They are added to x only where it is of the arithmetic's type.
+            to[i] = summed ? (R*)row(t, i).x + shift : products(t, i) + shift;
         }
         const Init init = summed ? Init::SUM : a.b && !a.norm ? Init::ROW : Init::ZERO;
         const int64_t count = panels.count();

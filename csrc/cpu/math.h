@@ -1,5 +1,5 @@
 // The functions of cells on vectors: within 2 units in the last place, exact where they saturate;
-// NaN stays NaN. Below the smallest normal number the logistic function is zero.
+// NaN stays NaN. Where the logistic function would be subnormal it may be zero.
 #pragma once
 #include "vector.h"
 

@@ -115,7 +115,12 @@ def room(inputs: Inputs, projection: Projection | None) -> Kept:
         return Kept(products, products.new_empty(0))
     products, scales = allocate_products(inputs.x, inputs.cell, True)
     normed = projection is not None and projection.gain is not None
-    return Kept(products, scales, scales.new_empty(T, B, N, G) if normed else None)
+    return Kept(products, scales, room_for_x_scales(inputs) if normed else None)
+
+
+def room_for_x_scales(inputs: Inputs) -> Tensor:
+    x = inputs.x
+    return x.new_empty(x.shape[:4], dtype=torch.promote_types(x.dtype, torch.float32))
 
 
 def forward(
@@ -126,7 +131,7 @@ def forward(
     kept = room(inputs, projection) if keep else None
     x_scales = None if kept is None else kept.x_scales
     if projection is not None and projection.gain is not None and kept is None:
-        x_scales = room(inputs, projection).x_scales
+        x_scales = room_for_x_scales(inputs)  # the kernels write them in any case
     arguments = described(inputs)._replace(
         output=output.data_ptr(),
         cells=cells.data_ptr(),

@@ -69,9 +69,10 @@ class Step:
         dtype, get = input.dtype, parameters.get
         found = [dtype, library.instruction_set]
         for name in self.names:
-            v = get(name)
-            # Another layout, or dtype, may stand at the address that is known.
-            found.append(v is not None and v.is_contiguous() and v.dtype is dtype and v.data_ptr())
+            v: Any = get(name)
+            # Another layout, dtype or size may stand at the address that is known.
+            known = v is not None and v.is_contiguous() and v.dtype is dtype
+            found.append(known and (v.data_ptr(), v.numel()))
         if found != self.known and not self.learn(input, parameters, found):
             return None
         features, size, run, kernels, template = self.what

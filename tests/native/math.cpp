@@ -56,7 +56,9 @@ template <class R> double worst(int64_t function, const R* x, int64_t count, dou
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
-EXPORT void apply_float32(int64_t f, const float* x, float* y, int64_t n) { test::apply(f, x, y, n); }
+EXPORT void apply_float32(int64_t f, const float* x, float* y, int64_t n) {
+    test::apply(f, x, y, n);
+}
 EXPORT void apply_float64(int64_t f, const double* x, double* y, int64_t n) {
     test::apply(f, x, y, n);
 }
