@@ -159,16 +159,10 @@ def slower(name: str, problem: Asked) -> str | None:
     if name == "triton" and on_cpu:
         return "on a CPU it runs in an interpreter, for tests that ask for it"
     if name == "torch" and isinstance(problem, Problem) and "cpu" in BACKENDS:
-        ours = why_not("cpu", problem) is None and not torch_faster(problem)
-        return "rnnkit's own CPU kernels are faster" if ours else None
+        return "rnnkit's own CPU kernels come first" if why_not("cpu", problem) is None else None
     if name == "torch" and (problem.operator, problem.dtype) == ("causal_conv1d", torch.float64):
         return "its sums depend on the length, and in float64 chunks are to equal the whole"
     return None
-
-
-def torch_faster(problem: Problem) -> bool:
-    """Whether torch.nn's kernel was faster on a CPU in a row of benchmarks/results/cpu.jsonl."""
-    return False
 
 
 def torch_before_reference(problem: Asked) -> bool:

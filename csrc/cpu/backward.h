@@ -18,8 +18,8 @@ template <class S, class C> struct Backward {
 
         Buffers(const Arguments& a, int64_t rows)
             : ds(C::states * rows * a.H), dr(rows * C::gates * a.H), dq(rows * a.H),
-              r(a.products ? 0 : rows * C::gates * a.H), scales(rows * C::gates),
-              fed(a.products ? 0 : rows * a.H), pending(rows) {}
+              r(products_missing<C>(a) ? rows * C::gates * a.H : 0), scales(rows * C::gates),
+              fed(products_missing<C>(a) ? rows * a.H : 0), pending(rows) {}
     };
 
     // What all tiles share. dr: of the gates from `own_gates` on, whose gradient dx does not hold.
@@ -64,7 +64,7 @@ template <class S, class C> struct Backward {
              Shared& shared, Buffers& buffers, const Team& columns)
         : a(a), weights(weights), sequence(a, n), own(parameters_of<S, C>(a, n)), tile(tile), shared(shared),
           buffers(buffers), columns(columns),
-          missing(!a.products && a.summed < C::gates), from(tile.count), to(tile.count), raw(a.H),
+          missing(products_missing<C>(a)), from(tile.count), to(tile.count), raw(a.H),
           normal(a.H), gradient(a.H), x_row(a.x_gain ? C::gates * a.H : 0),
           dx_row(a.x_gain ? C::gates * a.H : 0), nothing(a.H) {
         nothing.zero(a.H);
@@ -153,10 +153,7 @@ template <class S, class C> struct Backward {
             from[i] = dr(i) + (late ? C::late * a.H : 0);
             to[i] = dq(i);
         }
-        const int64_t count = panels.count();
-        product(panels, columns.begin(count), columns.end(count), tile.active,
-                static_cast<const R* const*>(from.data), 1, static_cast<R* const*>(to.data),
-                Init::ZERO, static_cast<const R*>(nullptr));
+        multiply_columns<R>(panels, columns, tile.active, from, to, Init::ZERO, nullptr);
     }
 
     // The products of step t, as the forward scan computed them.
@@ -164,7 +161,7 @@ template <class S, class C> struct Backward {
         for (int late = 0; late < 1 + INNER; ++late) {
             for (int64_t i = columns.index; i < tile.active; i += columns.size) {
                 if (late)
-                    feed_late(t, i, fed(i));
+                    inner_steps<S, C>(Loading(a), own, row(t, i), previous(0, t, i), fed(i));
                 else
                     copy<R>(fed(i), previous(0, t, i), a.H);
                 if (a.d) drop<S, R>(a, tile.rows[i], sequence.n, fed(i), fed(i));
@@ -177,30 +174,13 @@ template <class S, class C> struct Backward {
                 to[i] = products(t, i) + shift;
             }
             const Init init = a.b && !a.norm ? Init::ROW : Init::ZERO;
-            const int64_t count = panels.count();
-            product(panels, columns.begin(count), columns.end(count), tile.active,
-                    static_cast<const R* const*>(from.data), 1,
-                    static_cast<R* const*>(to.data), init,
-                    static_cast<const R*>(own.bias + shift));
+            multiply_columns<R>(panels, columns, tile.active, from, to, init, own.bias + shift);
             columns.wait();
             if (!a.norm) continue;
             for (int64_t i = columns.index; i < tile.active; i += columns.size)
                 normalise_products<S, R>(a, row(t, i).x, products(t, i), scales(t, i),
                                       late ? C::late : 0,
                                       INNER && !late ? C::late : C::gates);
-        }
-    }
-
-    void feed_late(int64_t t, int64_t i, R* q) const {
-        const Row<S> place = row(t, i);
-        const S* h = previous(0, t, i);
-        const Loading how(a);
-        for (int64_t j = 0; j < a.H; j += LANES<R>) {
-            const Part<R> part(a.H - j);
-            Operands<S, C> v;
-            v.load_gates(how, own, place, j, part, 0, C::late);
-            v.s[0] = load(h + j, part);
-            store(q + j, C::inner_step(v.x, v.r, v.s, v.p), part);
         }
     }
 
@@ -338,17 +318,12 @@ template <class S, class C> struct Backward {
         const int own_gates = shared.own_gates;
         R* kept = shared.dr + at(t, i) * (C::gates - own_gates) * a.H;
         S* dx = static_cast<S*>(a.dx) + at(t, i) * C::gates * a.H;
-        for (int g = first_gate; g < last_gate; ++g)
-            for (int64_t j = 0; j < a.H; j += LANES<R>) {
-                const Part<R> part(a.H - j);
-                const V v = load(d + g * a.H + j, part);
-                if (g >= own_gates)
-                    store(kept + (g - own_gates) * a.H + j, v, part);
-                else if (a.of_sum)
-                    store(dx + g * a.H + j, v, part);
-                else
-                    break;
-            }
+        for (int g = first_gate; g < last_gate; ++g) {
+            if (g >= own_gates)
+                copy<R>(kept + (g - own_gates) * a.H, d + g * a.H, a.H);
+            else if (a.of_sum)
+                copy<R>(dx + g * a.H, d + g * a.H, a.H);
+        }
     }
 
     // From the gradient of x to that of the input's projection, which was normalised to n.

@@ -36,8 +36,8 @@ template <class S, class C> struct Forward {
 
     Forward(const Arguments& a, const Weights<S, C>& weights, int64_t n, Rows& tile,
             Shared&, Buffers& buffers, const Team& columns)
-        : a(a), weights(weights), sequence(a, n), own(parameters_of<S, C>(a, n)), tile(tile), buffers(buffers),
-          columns(columns), from(tile.count), to(tile.count), inner(a.H) {}
+        : a(a), weights(weights), sequence(a, n), own(parameters_of<S, C>(a, n)), tile(tile),
+          buffers(buffers), columns(columns), from(tile.count), to(tile.count), inner(a.H) {}
 
     R* state(int k, int64_t i) const { return buffers.states + (k * tile.count + i) * a.H; }
     R* fed(int64_t i) const { return buffers.fed + i * a.H; }
@@ -119,24 +119,14 @@ template <class S, class C> struct Forward {
             to[i] = summed ? (R*)row(t, i).x + shift : products(t, i) + shift;
         }
         const Init init = summed ? Init::SUM : a.b && !a.norm ? Init::ROW : Init::ZERO;
-        const int64_t count = panels.count();
-        product(panels, columns.begin(count), columns.end(count), tile.active,
-                static_cast<const R* const*>(from.data), 1, static_cast<R* const*>(to.data), init,
-                static_cast<const R*>(own.bias + shift));
+        multiply_columns<R>(panels, columns, tile.active, from, to, init, own.bias + shift);
     }
 
     // What the late gates' product is fed.
     void feed_late(int64_t t, int64_t i) {
         const Row<S> at = row(t, i);
         if (a.norm) normalise_products<S, R>(a, at.x, products(t, i), scales(t, i), 0, C::late);
-        const Loading how(a);
-        for (int64_t j = 0; j < a.H; j += LANES<R>) {
-            const Part<R> part(a.H - j);
-            Operands<S, C> v;
-            v.load_gates(how, own, at, j, part, 0, C::late);
-            v.s[0] = load(state(0, i) + j, part);
-            store(fed(i) + j, C::inner_step(v.x, v.r, v.s, v.p), part);
-        }
+        inner_steps<S, C>(Loading(a), own, at, state(0, i), fed(i));
         if (a.d) drop<S, R>(a, tile.rows[i], sequence.n, fed(i), fed(i));
     }
 

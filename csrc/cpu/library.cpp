@@ -30,7 +30,7 @@ struct InstructionSet {
     { #isa, { find_##isa##_float, find_##isa##_double, find_##isa##_bfloat16 } }
 
 // What this build has and this processor runs, the fastest first.
-std::vector<InstructionSet> usable() {
+std::vector<InstructionSet> detected() {
     std::vector<InstructionSet> found;
 #ifdef RNNKIT_HAS_AVX512
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw")
@@ -43,6 +43,11 @@ std::vector<InstructionSet> usable() {
 #endif
     found.push_back(SET(baseline));
     return found;
+}
+
+const std::vector<InstructionSet>& usable() {
+    static const std::vector<InstructionSet> sets = detected();
+    return sets;
 }
 
 Pool pool = {nullptr, 1};
@@ -80,8 +85,7 @@ EXPORT void rnnkit_start(ParallelFor parallel_for) { pool.parallel_for = paralle
 
 // The instruction sets that can be chosen, the fastest first; null past the last.
 EXPORT const char* rnnkit_instruction_set(int64_t index) {
-    static const std::vector<InstructionSet> sets = usable();
-    return index < int64_t(sets.size()) ? sets[index].name : nullptr;
+    return index < int64_t(usable().size()) ? usable()[index].name : nullptr;
 }
 
 // A cell's kernels for a storage type and one of the instruction sets; null if there are none.

@@ -34,7 +34,7 @@ template <class S, class C> void scan_backward(const Arguments& given, const Poo
     const Sharing sharing = share(a, C::gates, sizeof(Real<S>), pool);
     const Weights<S, C> weights(a, false, C::late);
     // Where everything was added to x, no products are missing.
-    const bool missing = !a.products && a.summed < C::gates;
+    const bool missing = products_missing<C>(a);
     const Weights<S, C> again(a, true, C::late, missing);
     const Projection<S> projection(a, C::gates, false);
     typename Backward<S, C>::Buffers buffers(a, sharing.split == Split::COLUMNS ? a.B : 0);

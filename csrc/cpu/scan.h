@@ -78,6 +78,11 @@ inline Parameters<Real<S>, C> parameters_of(const Arguments& a, int64_t n) {
     return found;
 }
 
+// Whether backward must compute products again: neither kept nor all added to x.
+template <class C> inline bool products_missing(const Arguments& a) {
+    return !a.products && a.summed < C::gates;
+}
+
 // Where the operands of one row at one step are.
 template <class S> struct Row {
     const S* x;
@@ -208,6 +213,30 @@ inline void walk(const Arguments& a, const Weights<S, C>& weights, const Sharing
                 Walker(a, weights, n, tile, shared, buffers, Team{0, 1, nullptr}).run();
             }
         }
+}
+
+// This thread's columns of to[i] = init + from[i] @ weights, for the first rows.
+template <class R>
+inline void multiply_columns(const Panels<R>& weights, const Team& columns, int64_t rows,
+                             const Array<const R*>& from, const Array<R*>& to, Init init,
+                             const R* row) {
+    const int64_t count = weights.count();
+    product(weights, columns.begin(count), columns.end(count), rows,
+            static_cast<const R* const*>(from.data), 1, static_cast<R* const*>(to.data), init, row);
+}
+
+// What the late gates' product is fed by a row with state h.
+template <class S, class C, class State>
+inline void inner_steps(const Loading& how, const Parameters<Real<S>, C>& own, const Row<S>& row,
+                        const State* h, Real<S>* q) {
+    using R = Real<S>;
+    for (int64_t j = 0; j < how.H; j += LANES<R>) {
+        const Part<R> part(how.H - j);
+        Operands<S, C> v;
+        v.load_gates(how, own, row, j, part, 0, C::late);
+        v.s[0] = load(h + j, part);
+        store(q + j, C::inner_step(v.x, v.r, v.s, v.p), part);
+    }
 }
 
 // q * d, what a product is fed under recurrent dropout.

@@ -94,24 +94,19 @@ template <class S, class C> void step(const Arguments& a, const Pool& pool) {
     // The biases are in x and r already.
     const Parameters<R, C> own(a, false);
     if (C::rows > 0) copy<R>(own.own.data, static_cast<const S*>(a.p), C::rows * H);
-    const auto each = [&](auto&& function) {
-        for (int64_t b = 0; b < B; ++b)
-            for (int64_t j = 0; j < H; j += LANES<R>) function(b, j, Part<R>(H - j));
-    };
     const auto place = [&](int64_t b) {
         return Row<R>{x + b * width, r + b * width, nullptr};
     };
     if constexpr (C::late < C::gates) {
         const Array<R> q(plane);
-        each([&](int64_t b, int64_t j, const Part<R>& part) {
-            Operands<R, C> v;
-            v.load_gates(how, own, place(b), j, part, 0, C::late);
-            v.s[0] = load(h + b * H + j, part);
-            store(q + b * H + j, C::inner_step(v.x, v.r, v.s, v.p), part);
-        });
+        for (int64_t b = 0; b < B; ++b)
+            inner_steps<R, C>(how, own, place(b), h + b * H, q + b * H);
         dots(w, C::late * H, width, H, B, static_cast<const R*>(q.data), H, r, width, b_hh);
     }
-    each([&](int64_t b, int64_t j, const Part<R>& part) {
+    for (int64_t at = 0; at < B * H;) {
+        const int64_t b = at / H, j = at % H;
+        const Part<R> part(H - j);
+        at += part.count;
         Operands<R, C> v;
         v.load_gates(how, own, place(b), j, part, 0, C::gates);
         v.s[0] = load(h + b * H + j, part);
@@ -122,7 +117,7 @@ template <class S, class C> void step(const Arguments& a, const Pool& pool) {
         store(static_cast<S*>(a.output) + b * H + j, next[0], part);
         for (int k = 1; k < C::states; ++k)
             store(static_cast<S*>(a.last) + b * H + j, next[k], part);
-    });
+    }
 }
 
 }  // namespace RNNKIT_ISA

@@ -107,19 +107,20 @@ def summed(inputs: Inputs) -> int:
     return shared(inputs.cell, inputs.x.dtype)
 
 
-def room(inputs: Inputs, projection: Projection | None) -> Kept:
-    """Room for what forward keeps."""
+def room(inputs: Inputs, projection: Projection | None) -> tuple[Tensor, Tensor]:
+    """Room for the products and scales that forward keeps."""
     T, B, N, G, H = inputs.x.shape
     if projection is not None and summed(inputs) > 0:
         products = empty((T, B, N, G - summed(inputs), H), inputs.x)
-        return Kept(products, products.new_empty(0))
-    products, scales = allocate_products(inputs.x, inputs.cell, True)
-    normed = projection is not None and projection.gain is not None
-    return Kept(products, scales, room_for_x_scales(inputs) if normed else None)
+        return products, products.new_empty(0)
+    return allocate_products(inputs.x, inputs.cell, True)
 
 
-def room_for_x_scales(inputs: Inputs) -> Tensor:
+def room_for_x_scales(inputs: Inputs, projection: Projection | None) -> Tensor | None:
+    """Room for the scales of the input's norm, if it has one."""
     x = inputs.x
+    if projection is None or projection.gain is None:
+        return None
     return x.new_empty(x.shape[:4], dtype=torch.promote_types(x.dtype, torch.float32))
 
 
@@ -128,10 +129,8 @@ def forward(
 ) -> tuple[tuple[Tensor, Tensor, Tensor], Kept | None]:
     """output, cells and last; and if `keep`, what `backward` takes."""
     output, cells, last = allocate(inputs.x, inputs.cell)
-    kept = room(inputs, projection) if keep else None
-    x_scales = None if kept is None else kept.x_scales
-    if projection is not None and projection.gain is not None and kept is None:
-        x_scales = room_for_x_scales(inputs)  # the kernels write them in any case
+    x_scales = room_for_x_scales(inputs, projection)  # the kernels write them in any case
+    kept = Kept(*room(inputs, projection), x_scales) if keep else None
     arguments = described(inputs)._replace(
         output=output.data_ptr(),
         cells=cells.data_ptr(),
