@@ -341,7 +341,11 @@ def plain_arithmetic(device: torch.device) -> AbstractContextManager[Any]:
 
 def autocasts(device: torch.device) -> bool:
     """Whether autocast is on for a device; of some, such as meta, it knows nothing."""
-    return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+    kind = device.type
+    return autocast_is_known(kind) and torch.is_autocast_enabled(kind)
+
+
+autocast_is_known = lru_cache(torch.amp.is_autocast_available)
 
 
 if "RNNKIT_BACKEND" in os.environ:

@@ -8,6 +8,8 @@
 //   late                  the first gate whose product waits for inner_step; gates if there is none
 //   shared                the gates before it have dr = dx
 //   normalises            step normalises a value over all units: see below
+//   activates             it has activations(x, r, a), and a cell Activated whose vjp takes a for x:
+//                         what forward has computed of the gates, backward need not
 //
 //   step(x, r, s, p, v, n, next)                     the next states, h first
 //   vjp(x, r, s, p, v, n, ds, dv, dx, dr, old, dp)   the gradients, given those of the next states
@@ -33,7 +35,7 @@ template <class V> HOST_DEVICE V slope(V s) { return s * (1 - s); }
 // What cells without an inner step or a norm in the step have.
 template <class M> struct Plain {
     using V = typename M::Value;
-    static constexpr bool normalises = false;
+    static constexpr bool normalises = false, activates = false;
     HOST_DEVICE static V inner_step(const V*, const V*, const V*, const V*) { return V{}; }
     HOST_DEVICE static void inner_vjp(
         const V*, const V*, const V*, const V*, V, V*, V*, V*) {}

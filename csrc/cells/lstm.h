@@ -1,23 +1,27 @@
 // LSTM in all its forms: c' = f * c + i * g, h' = o * tanh(c'); gates i, f, g, o; states h, c.
 //
 // Peepholes p[0..2]: i and f see the old c, o the new one. With a norm, whose gain and bias are the
-// last two of p, h' = o * tanh(LN(c')); with CARRY, LN(c') is also what is carried on.
+// last two of p, h' = o * tanh(LN(c')); with CARRY, LN(c') is also what is carried on. ACTIVATED: x
+// holds what `activations` gave.
 #pragma once
 #include "cell.h"
 
 namespace rnnkit {
 
-template <class M, bool PEEPHOLE, bool NORM, bool CARRY> struct Lstm : Plain<M> {
+template <class M, bool PEEPHOLE, bool NORM, bool CARRY, bool ACTIVATED = false>
+struct Lstm : Plain<M> {
     using V = typename M::Value;
     static constexpr int gates = 4, states = 2, late = 4, shared = 4;
     static constexpr int rows = 3 * PEEPHOLE + 2 * NORM;
-    static constexpr bool normalises = NORM;
+    static constexpr bool normalises = NORM, activates = !PEEPHOLE && !NORM && !ACTIVATED;
+    using Activated = Lstm<M, PEEPHOLE, NORM, CARRY, true>;
 
     struct Inputs {
         V i, f, g;
     };
 
     HOST_DEVICE static Inputs inputs(const V* x, const V* r, const V* s, const V* p) {
+        if constexpr (ACTIVATED) return {x[0], x[1], x[2]};
         V i = x[0] + r[0], f = x[1] + r[1];
         if constexpr (PEEPHOLE) {
             i = i + p[0] * s[1];
@@ -36,6 +40,7 @@ template <class M, bool PEEPHOLE, bool NORM, bool CARRY> struct Lstm : Plain<M> 
         V seen = v;
         if constexpr (NORM) seen = n * p[rows - 2] + p[rows - 1];
         const V c = CARRY ? seen : v;
+        if constexpr (ACTIVATED) return {seen, c, x[3]};
         V o = x[3] + r[3];
         if constexpr (PEEPHOLE) o = o + p[2] * c;
         return {seen, c, M::sigmoid(o)};
@@ -52,6 +57,14 @@ template <class M, bool PEEPHOLE, bool NORM, bool CARRY> struct Lstm : Plain<M> 
         const Outputs out = outputs(x, r, p, v, n);
         next[0] = out.o * M::tanh(out.seen);
         next[1] = out.c;
+    }
+
+    HOST_DEVICE static void activations(const V* x, const V* r, V* a) {
+        const Inputs in = inputs(x, r, nullptr, nullptr);
+        a[0] = in.i;
+        a[1] = in.f;
+        a[2] = in.g;
+        a[3] = outputs(x, r, nullptr, V{}, V{}).o;
     }
 
     // The gradients of the output gate, of what is carried on, and of what the output sees.

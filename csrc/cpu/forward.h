@@ -150,6 +150,7 @@ template <class S, class C> struct Forward {
             moment = moments<R>(inner, a.H, R(a.eps));
         }
         const int64_t step = sequence.at(t, tile.rows[i]) * a.H, H = a.H;
+        const bool activated = a.activated;
         S* results[C::states];
         for (int k = 0; k < C::states; ++k) results[k] = states_of<S>(a, k) + step;
         for (int64_t j = 0; j < H; j += LANES<R>) {
@@ -161,6 +162,12 @@ template <class S, class C> struct Forward {
                 n = (raw - moment.mean) * moment.scale;
             }
             C::step(v.x, v.r, v.s, v.p, raw, n, next);
+            if constexpr (C::activates) {
+                V active[C::gates];
+                C::activations(v.x, v.r, active);
+                for (int g = 0; activated && g < C::gates; ++g)
+                    store((R*)at.x + g * H + j, active[g], part);
+            }
             for (int k = 0; k < C::states; ++k) {
                 if (at.m && k < a.E) {
                     const V share = share_of<S, R>(a, at.m, k, j, part);

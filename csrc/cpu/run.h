@@ -28,6 +28,8 @@ template <class S, class C> void scan(const Arguments& a, const Pool& pool) {
 }
 
 template <class S, class C> void scan_backward(const Arguments& given, const Pool& pool) {
+    if constexpr (C::activates)
+        if (given.activated) return scan_backward<S, typename C::Activated>(given, pool);
     Arguments a = given;
     const Array<S> dx(a.dx ? 0 : a.T * a.B * a.N * C::gates * a.H);
     if (!a.dx) a.dx = dx.data;

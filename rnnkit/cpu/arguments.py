@@ -56,6 +56,7 @@ class Arguments(NamedTuple):
     products: int = 0
     scales: int = 0
     summed: int = 0
+    activated: int = 0
     doutput: int = 0
     dcells: int = 0
     dlast: int = 0

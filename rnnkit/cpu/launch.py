@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -50,8 +50,11 @@ def ready(inputs: Inputs) -> Inputs:
     )
 
 
-def described(inputs: Inputs) -> Arguments:
-    """The arguments that forward and backward share; `inputs` are ready and must outlive them."""
+def described(inputs: Inputs, more: dict[str, int]) -> Any:
+    """The block of arguments: those that forward and backward share, and `more`.
+
+    `inputs` are ready and must outlive it.
+    """
     x, m, norm = inputs.x, inputs.m, inputs.equations.norm
     lengths, resets = inputs.lengths, inputs.resets
     T, B, N, _, H = x.shape
@@ -71,7 +74,7 @@ def described(inputs: Inputs) -> Arguments:
         address(lengths), *((0, 0) if lengths is None else lengths.stride()),
         address(resets), *((0, 0, 0) if resets is None else resets.stride()),
     ]  # fmt: skip
-    return Arguments(*leading)
+    return Block(*Arguments(*leading, **more))
 
 
 class Kept(NamedTuple):
@@ -83,7 +86,7 @@ class Kept(NamedTuple):
 
 
 def of_projection(
-    inputs: Inputs, projection: Projection | None, x_scales: Tensor | None
+    inputs: Inputs, projection: Projection | None, x_scales: Tensor | None, keep: bool = True
 ) -> dict[str, int]:
     """The arguments that a projection adds; x, and x_scales, are written then."""
     if projection is None:
@@ -96,7 +99,8 @@ def of_projection(
         "I": input.shape[-1],
         "x_gain": address(gain),
         "x_scales": address(x_scales),
-        "summed": summed(inputs),
+        "summed": (added := summed(inputs)),
+        "activated": keep and added > 0,
     }
 
 
@@ -131,15 +135,11 @@ def forward(
     output, cells, last = allocate(inputs.x, inputs.cell)
     x_scales = room_for_x_scales(inputs, projection)  # the kernels write them in any case
     kept = Kept(*room(inputs, projection), x_scales) if keep else None
-    arguments = described(inputs)._replace(
-        output=output.data_ptr(),
-        cells=cells.data_ptr(),
-        last=last.data_ptr(),
-        products=address(kept and kept.products),
-        scales=address(kept and kept.scales),
-        **of_projection(inputs, projection, x_scales),
-    )
-    call("rnnkit_scan", inputs.cell, inputs.x.dtype, Block(*arguments))
+    more = of_projection(inputs, projection, x_scales, keep)
+    more |= {"output": output.data_ptr(), "cells": cells.data_ptr(), "last": last.data_ptr()}
+    if kept is not None:
+        more |= {"products": kept.products.data_ptr(), "scales": kept.scales.data_ptr()}
+    call("rnnkit_scan", inputs.cell, inputs.x.dtype, described(inputs, more))
     return (output, cells, last), kept
 
 
@@ -190,19 +190,18 @@ def launch_backward(
     products, scales = (None, None) if kept is None else map(dense, kept[:2])
     doutput, dcells, dlast = map(dense, arriving)
     dx, (dw, db, ds0, dp) = results
-    arguments = described(inputs)._replace(
-        output=output.data_ptr(),
-        cells=cells.data_ptr(),
-        products=address(products),
-        scales=address(scales),
-        doutput=address(doutput),
-        dcells=address(dcells),
-        dlast=address(dlast),
-        dx=dx,
-        dw=address(dw),
-        db=address(db),
-        ds0=address(ds0),
-        dp=address(dp),
-        **more,
-    )
-    call("rnnkit_scan_backward", inputs.cell, inputs.x.dtype, Block(*arguments))
+    more |= {
+        "output": output.data_ptr(),
+        "cells": cells.data_ptr(),
+        "products": address(products),
+        "scales": address(scales),
+        "doutput": address(doutput),
+        "dcells": address(dcells),
+        "dlast": address(dlast),
+        "dx": dx,
+        "dw": address(dw),
+        "db": address(db),
+        "ds0": address(ds0),
+        "dp": address(dp),
+    }
+    call("rnnkit_scan_backward", inputs.cell, inputs.x.dtype, described(inputs, more))

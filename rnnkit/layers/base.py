@@ -95,6 +95,7 @@ class Gated(nn.Module):
             shapes |= {name: (rows,) for name in ("norm_ih_weight", "norm_ih_bias", "norm_hh_bias")}
         if self.layer_norm is not None and not self.layer_norm.bias:
             shapes = {name: v for name, v in shapes.items() if not is_norm_bias(name)}
+        self.given = frozenset(shapes)
         for name, shape in shapes.items():
             self.register_parameter(name + suffix, nn.Parameter(torch.empty(shape, **factory)))
         return [name + suffix for name in shapes]
@@ -103,7 +104,8 @@ class Gated(nn.Module):
         """The parameters of one direction, read anew at every call: they may be parametrized."""
 
         def get(name: str) -> Tensor | None:
-            return getattr(self, name + suffix, None)
+            # Asking a module for what it lacks is slow.
+            return getattr(self, name + suffix) if name in self.given else None
 
         ih, hh = getattr(self, "weight_ih" + suffix), getattr(self, "weight_hh" + suffix)
         if self.weight_dropout:

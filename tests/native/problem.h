@@ -244,6 +244,7 @@ private:
         a.w_ih = values<S>(a.N * width * a.I);
         a.b_ih = maybe() ? values<S>(a.N * width) : nullptr;
         a.summed = a.norm || sizeof(S) != sizeof(R) ? 0 : cell.shared;
+        a.activated = a.summed > 0 && maybe();
         if (a.norm && !a.of_sum && maybe()) {
             a.x_gain = values<S>(a.N * width);
             a.x_scales = result<R>("x_scales", steps * a.N * cell.gates, false);
