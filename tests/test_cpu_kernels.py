@@ -19,6 +19,7 @@ from layer_variants import assert_same as assert_same_layers
 from layer_variants import run as run_layer
 from operator_calls import rms
 from problems import KINDS, Kind, sample
+from rnnkit.native.arguments import Arguments
 from test_native import damaged
 from test_scan import NAMES, assert_same, row, run
 from tiny_library import compiles
@@ -26,7 +27,6 @@ from tiny_library import compiles
 import rnnkit
 from rnnkit import native
 from rnnkit.cpu import launch, library, memory
-from rnnkit.cpu.arguments import Arguments
 from rnnkit.native import build
 from rnnkit.ops.scan import BATCH, STATES, scan
 from rnnkit.projection import Noise, Weights
@@ -563,7 +563,7 @@ def test_gradients_of_many_cotangents_at_once():
 
 
 def test_the_arguments_are_in_the_order_of_the_library():
-    text = (ROOT / "csrc" / "cpu" / "arguments.h").read_text()
+    text = (ROOT / "csrc" / "arguments.h").read_text()
     (body,) = re.findall(r"struct Arguments \{(.*?)\n\};", text, re.DOTALL)
     body = re.sub(r"//.*", "", body)
     declared = [

@@ -4,7 +4,7 @@
 #include <cstring>
 #include <numeric>
 #include <vector>
-#include "arguments.h"
+#include "kernels.h"
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -20,7 +20,7 @@ DECLARE(baseline)
 DECLARE(avx2)
 DECLARE(avx512)
 
-// One for each storage type, in the order of rnnkit/cpu/arguments.py.
+// One for each storage type, in the order of rnnkit/native/arguments.py.
 struct InstructionSet {
     const char* name;
     Find find[3];

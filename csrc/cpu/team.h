@@ -1,7 +1,7 @@
 // The threads of one parallel region, and where they wait for each other.
 #pragma once
 #include <sched.h>
-#include "arguments.h"
+#include "kernels.h"
 
 namespace rnnkit {
 namespace RNNKIT_ISA {

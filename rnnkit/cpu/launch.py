@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..native.arguments import address, dense, described
 from ..ops.allocate import (
     allocate,
     allocate_gradients,
@@ -15,66 +16,13 @@ from ..ops.allocate import (
 )
 from ..ops.sequence import Inputs
 from ..projection import Projection
-from .arguments import Arguments, Block, address, bits
 from .library import call, shared
 from .memory import empty
-
-
-def dense(v: Tensor | None) -> Tensor | None:
-    return None if v is None else v.contiguous()
 
 
 def dense_projection(projection: Projection) -> Projection:
     input, *others = projection
     return Projection(input.contiguous(), *map(dense, others))  # type: ignore[arg-type]
-
-
-def unit_stride(v: Tensor) -> Tensor:
-    return v if v.stride(-1) == 1 or v.shape[-1] == 1 else v.contiguous()
-
-
-def ready(inputs: Inputs) -> Inputs:
-    """The inputs with the layouts and dtypes that the kernels take."""
-    m, lengths = inputs.m, inputs.lengths
-    if m is not None:
-        m = unit_stride(m if m.dtype == torch.bool else m.to(inputs.x.dtype))
-    return inputs._replace(
-        x=unit_stride(inputs.x),
-        w=inputs.w.contiguous(),
-        b=dense(inputs.b),
-        s0=dense(inputs.s0),
-        p=dense(inputs.p),
-        m=m,
-        d=None if inputs.d is None else inputs.d.to(inputs.x.dtype).contiguous(),
-        lengths=None if lengths is None else lengths.long(),
-    )
-
-
-def described(inputs: Inputs, more: dict[str, int]) -> Any:
-    """The block of arguments: those that forward and backward share, and `more`.
-
-    `inputs` are ready and must outlive it.
-    """
-    x, m, norm = inputs.x, inputs.m, inputs.equations.norm
-    lengths, resets = inputs.lengths, inputs.resets
-    T, B, N, _, H = x.shape
-    leading: list[int] = [
-        T, B, N, H,
-        0 if m is None else m.shape[3],
-        len(inputs.reverse),
-        sum(back << k for k, back in enumerate(inputs.reverse)),
-        0 if norm is None else 1 if norm.per_gate else 2,
-        norm is not None and norm.of_sum,
-        bits(inputs.equations.eps),
-        x.data_ptr(), *x.stride()[:4],
-        inputs.w.data_ptr(), address(inputs.b), address(inputs.s0), address(inputs.p),
-        address(m), m is not None and m.dtype == torch.bool,
-        *((0,) * 4 if m is None else m.stride()[:4]),
-        address(inputs.d),
-        address(lengths), *((0, 0) if lengths is None else lengths.stride()),
-        address(resets), *((0, 0, 0) if resets is None else resets.stride()),
-    ]  # fmt: skip
-    return Block(*Arguments(*leading, **more))
 
 
 class Kept(NamedTuple):

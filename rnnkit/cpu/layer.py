@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from .. import dispatch
+from ..native.arguments import ready
 from ..ops.check import check
 from ..ops.scan import scan
 from ..ops.sequence import Inputs
 from ..projection import Projection, with_groups
-from .launch import Kept, backward_through, dense_projection, forward, ready
+from .launch import Kept, backward_through, dense_projection, forward
 
 COUNT = len(Projection._fields)
 

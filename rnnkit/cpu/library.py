@@ -10,7 +10,7 @@ import torch
 
 from .. import native
 from ..cells import find
-from .arguments import STORAGE, Arguments, Block
+from ..native.arguments import STORAGE, Arguments, Block
 
 # Of the instruction sets that the library can choose, the fastest first, the one in use.
 instruction_set = 0

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from ..native.arguments import ready
 from ..ops.sequence import Inputs
 from . import library
-from .launch import Kept, backward, forward, ready
+from .launch import Kept, backward, forward
 from .layer import layer
 from .memory import empty
 

@@ -13,8 +13,8 @@ from torch.autograd import forward_ad
 
 from .. import dispatch
 from ..cells import find
+from ..native.arguments import Arguments, Block, address
 from . import library
-from .arguments import Arguments, Block, address
 
 grad_is_on, empty_like, threads = torch.is_grad_enabled, torch.empty_like, torch.get_num_threads
 autocast_is_on = torch.is_autocast_enabled

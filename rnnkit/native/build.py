@@ -77,7 +77,7 @@ def find_compiler() -> Compiler:
 
 def sources(csrc: Path) -> list[Path]:
     """All that goes into the library."""
-    patterns = ("cells/*.h", "cpu/*.h", "cpu/*.cpp")
+    patterns = ("*.h", "cells/*.h", "cpu/*.h", "cpu/*.cpp")
     return sorted(path for pattern in patterns for path in csrc.glob(pattern))
 
 

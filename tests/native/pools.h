@@ -4,7 +4,7 @@
 #include <atomic>
 #include <thread>
 #include <vector>
-#include "cpu/arguments.h"
+#include "cpu/kernels.h"
 
 namespace test {
 

@@ -5,7 +5,7 @@
 #include "cells/gru.h"
 #include "cells/lstm.h"
 #include "cells/rnn.h"
-#include "cpu/arguments.h"
+#include "cpu/kernels.h"
 #include "cpu/vector.h"
 #include "memory.h"
 

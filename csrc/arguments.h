@@ -1,4 +1,4 @@
-// What a call brings. rnnkit/cpu/arguments.py fills it in this order, eight bytes a field.
+// What a call brings. rnnkit/native/arguments.py fills it in this order, eight bytes a field.
 #pragma once
 #include <cstdint>
 
@@ -42,23 +42,6 @@ struct Arguments {
     void *x_scales, *dx_gain;
     // Filled in by the library: the rows of each group, the longest first, and their lengths.
     const int64_t *order, *valid;
-};
-
-// Runs work(begin, end, context) over parts of [begin, end), as torch_parallel_for does.
-using Work = void (*)(int64_t begin, int64_t end, void* context);
-using ParallelFor = int32_t (*)(int64_t begin, int64_t end, int64_t grain, Work, void* context);
-
-struct Pool {
-    ParallelFor parallel_for;
-    int64_t threads;
-};
-
-// One cell's functions for one storage type and one instruction set.
-struct Kernels {
-    int64_t shared;
-    void (*scan)(const Arguments&, const Pool&);
-    void (*scan_backward)(const Arguments&, const Pool&);
-    void (*step)(const Arguments&, const Pool&);
 };
 
 }  // namespace rnnkit

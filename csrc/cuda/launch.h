@@ -1,0 +1,49 @@
+// The host's part of device.h.
+#pragma once
+#include <cuda_runtime.h>
+#include "device.h"
+
+namespace rnnkit {
+
+// What a kernel may have only if it asks: much shared memory, large clusters.
+template <class Kernel> cudaError_t allow(Kernel kernel, const Launch& how) {
+    constexpr int usual_bytes = 48 << 10, portable_cluster = 8;
+    cudaError_t error = cudaSuccess;
+    if (how.shared_bytes > usual_bytes)
+        error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                     how.shared_bytes);
+    if (error == cudaSuccess && how.cluster > portable_cluster)
+        error = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+    return error;
+}
+
+// The kernel's parameters alone say which types the arguments are converted to.
+template <class... P>
+int launch(void (*kernel)(P...), const Launch& how, std::common_type_t<P>... arguments) {
+    cudaLaunchAttribute attributes[2] = {};
+    cudaLaunchConfig_t config = {};
+    config.gridDim = dim3(how.x, how.y);
+    config.blockDim = dim3(how.threads);
+    config.dynamicSmemBytes = how.shared_bytes;
+    config.stream = static_cast<cudaStream_t>(how.stream);
+    config.attrs = attributes;
+    if (how.cooperative) {
+        attributes[config.numAttrs].id = cudaLaunchAttributeCooperative;
+        attributes[config.numAttrs++].val.cooperative = 1;
+    }
+    if (how.cluster > 1) {
+        attributes[config.numAttrs].id = cudaLaunchAttributeClusterDimension;
+        attributes[config.numAttrs].val.clusterDim.x = how.cluster;
+        attributes[config.numAttrs].val.clusterDim.y = 1;
+        attributes[config.numAttrs++].val.clusterDim.z = 1;
+    }
+    cudaError_t error = allow(kernel, how);
+    if (error == cudaSuccess) error = cudaLaunchKernelEx(&config, kernel, arguments...);
+    // Or whoever looks at CUDA's last error next would take it for his own.
+    if (error != cudaSuccess) cudaGetLastError();
+    return int(error);
+}
+
+inline const char* launch_error(int code) { return cudaGetErrorString(cudaError_t(code)); }
+
+}  // namespace rnnkit
