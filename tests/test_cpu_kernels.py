@@ -19,7 +19,6 @@ from layer_variants import assert_same as assert_same_layers
 from layer_variants import run as run_layer
 from operator_calls import rms
 from problems import KINDS, Kind, sample
-from rnnkit.native.arguments import Arguments
 from test_native import damaged
 from test_scan import NAMES, assert_same, row, run
 from tiny_library import compiles
@@ -28,6 +27,7 @@ import rnnkit
 from rnnkit import native
 from rnnkit.cpu import launch, library, memory
 from rnnkit.native import build
+from rnnkit.native.arguments import Arguments
 from rnnkit.ops.scan import BATCH, STATES, scan
 from rnnkit.projection import Noise, Weights
 
