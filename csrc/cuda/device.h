@@ -3,7 +3,8 @@
 //
 //   KERNEL(threads, blocks) void f(...)   at most so many threads a block, and registers for at
 //                                         least so many blocks a multiprocessor
-//   DEVICE                                before what kernels call
+//   DEVICE                                before what kernels call; HOST_DEVICE, of cell.h, before
+//                                         what hosts call, too
 //
 //   thread(), threads()                   the thread in its block; how many the block has
 //   lane(), warp()                        the thread in its warp of 32; the warp in the block
@@ -27,6 +28,7 @@
 #include <type_traits>
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
+#include "../cells/cell.h"
 
 namespace rnnkit {
 

@@ -41,17 +41,17 @@ template <class T> DEVICE T shuffle_xor(T value, int mask) {
 //   a   word j of row i, of row i + 8; word j + 4 of row i, of row i + 8
 //   b   word j of column i, word j + 4
 //
-// A word is two numbers of 16 bits, the first in the lower half, or one float, as TF32: its lower 13
-// bits are not seen.
+// A word is two numbers of 16 bits, the first in the lower half, or one float, of which TF32 lacks
+// the lower 13 bits: they are not seen.
 template <class S>
 DEVICE void mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+    static_assert(sizeof(S) == 2 || std::is_same_v<S, float>, "");
     if constexpr (std::is_same_v<S, __nv_bfloat16>)
         RNNKIT_MMA("m16n8k16", "bf16");
     else if constexpr (std::is_same_v<S, __half>)
         RNNKIT_MMA("m16n8k16", "f16");
     else
         RNNKIT_MMA("m16n8k8", "tf32");
-    static_assert(sizeof(S) == 2 || std::is_same_v<S, float>, "");
 }
 
 // To the nearest number that TF32 has; of two as near, the larger one in size. The conversion may
@@ -70,7 +70,7 @@ DEVICE float round_tf32(float value) {
 // - A store precedes its thread's bar.sync in program order; the bar.sync of two threads
 //   synchronise. Base causality order is the transitive closure of both, so that the red follows
 //   the stores of all the block's threads: a release is of all that precedes it, whoever did it.
-// - The red and the load are strong and of scope .gpu, so morally strong. The load observes the red,
+// - The red and the load are strong, of scope .gpu: morally strong. The load observes the red,
 //   even if it reads the sum of a later one, since each red, being an atomic, observes the one
 //   before; nothing but reds may write to the flag. Thus the release pattern that the red is
 //   synchronises with the acquire pattern that the load is: the first acts as a fence.acq_rel.gpu
