@@ -27,6 +27,7 @@ __all__ = ["BACKENDS", "Decision", "Problem", "backend", "choose", "explain", "r
 # In the order of preference: name and package, with a module for each operator.
 BACKENDS = {
     "torch": "rnnkit.torch_kernels",
+    "cuda": "rnnkit.cuda",
     "triton": "rnnkit.triton",
     "cpu": "rnnkit.cpu",
     "reference": "rnnkit.reference",
@@ -297,7 +298,7 @@ def turned_from(name: str) -> bool:
 def backend(name: str) -> AbstractContextManager[None]:
     """Runs everything inside on the named backend, or raises with every backend's reasons.
 
-    Names: "torch" (torch.nn's own kernels), "triton", "cpu", "reference". The environment variable
+    Names: "torch" (torch.nn's own kernels), "cuda", "triton", "cpu", "reference". The environment variable
     RNNKIT_BACKEND does the same for a whole process. Backward passes count by when they run.
     """
     return forcing(check_name(name))

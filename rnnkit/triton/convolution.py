@@ -11,11 +11,11 @@ from torch import Tensor
 
 from ..activations import parts
 from ..ops.convolution import Convolution
+from ..precision import precision_of
 from .activations import ACTIVATIONS
 from .convolution_kernels import correlate_kernel, weights_kernel
 from .fit import AMD, INTERPRETED
 from .launch import Launch
-from .product import precision_of
 
 # Reduced channels below which the matrix units would multiply mostly zeros.
 FEW = 8

@@ -9,9 +9,9 @@ import torch
 
 from ..cells import Cell, find
 from ..ops.sequence import Inputs
+from ..precision import AMD
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on")
-AMD = torch.version.hip is not None
 
 
 # Rows of a resident program: the least that a matrix instruction takes.

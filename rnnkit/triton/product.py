@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..reference.products import product as by_library
-from .fit import AMD, INTERPRETED
+from .fit import INTERPRETED
 
 # The tile of one program: rows, columns, and the depth of one partial sum.
 ROWS, COLUMNS, DEPTH = 32, 64, 32
@@ -42,17 +42,6 @@ def product_kernel(
         acc += tl.load(b + n * R + col, mask=col < R, other=0).to(DTYPE)[None, :]
     here = out + (row[:, None] * N + n) * R + col[None, :]
     tl.store(here, acc.to(out.dtype.element_ty), mask=exists & real)
-
-
-def precision_of(dtype: torch.dtype, layers: str = "rnn") -> str:
-    """How float32 products are rounded, by the switch that torch.nn's layers ("rnn" or "conv")
-    follow.
-    """
-    switches: Any = torch.backends
-    # Each inherits from the next where it says none.
-    order = (getattr(switches.cudnn, layers), switches.cudnn, switches)
-    precision = next((s.fp32_precision for s in order if s.fp32_precision != "none"), "ieee")
-    return "tf32" if dtype == torch.float32 and not AMD and precision == "tf32" else "ieee"
 
 
 def arguments(h: Tensor, w: Tensor, b: Tensor | None, out: Tensor, precision: str) -> Any:

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from ..cells import find
 from ..ops.sequence import Inputs, flags
+from ..precision import precision_of
 from . import stepwise
 from .arguments import Backward, Forward, Launch, Sizes, Static
 from .cells import equations
 from .fit import Form, choose_form, largest, sums
 from .kernels import PER_GATE, TOGETHER, scan_backward_kernel, scan_kernel
-from .product import precision_of
 from .usable import why_unusable
 
 if TYPE_CHECKING:

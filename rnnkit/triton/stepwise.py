@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from ..ops.sequence import Inputs, fresh, runs, valid
+from ..precision import precision_of
 from ..reference.products import recurrent_gates, through_products
 from .arguments import Launch
-from .product import precision_of, product
+from .product import product
 
 
 def forward(inputs: Inputs, launch: Launch) -> None:

@@ -13,11 +13,11 @@ import triton.language as tl
 from torch import Tensor
 
 from ..ops.blocks import Blocks, allocate, allocate_gradients
+from ..precision import precision_of
 from . import convolution as conv
 from .causal_conv1d import why_not
 from .fit import AMD, INTERPRETED
 from .launch import Launch
-from .product import precision_of
 from .wavenet_kernels import block_gradient_kernel, block_kernel
 
 __all__ = ["wavenet", "wavenet_backward", "why_not"]

@@ -1,0 +1,49 @@
+// The library's functions, called from Python.
+#include <cstring>
+#include "device.h"
+#include "kernels.h"
+
+#define EXPORT extern "C" __attribute__((visibility("default")))
+
+namespace rnnkit {
+
+Entries entries_half();
+Entries entries_bfloat16();
+Entries entries_tf32();
+Entries entries_ieee();
+
+}  // namespace rnnkit
+
+using namespace rnnkit;
+
+// The sources that this was built from.
+EXPORT const char* rnnkit_source() { return RNNKIT_SOURCE; }
+
+EXPORT int64_t rnnkit_arguments_size() { return sizeof(Arguments); }
+EXPORT int64_t rnnkit_form_size() { return sizeof(Form); }
+
+// Null where there is none; kinds in the order of rnnkit/cuda/plan.py.
+EXPORT const Entry* rnnkit_persistent(const char* cell, int64_t kind, int64_t unit_tiles,
+                                      int64_t backward) {
+    const Entries all[] = {entries_half(), entries_bfloat16(), entries_tf32(), entries_ieee()};
+    for (int k = 0; k < all[kind].count; ++k) {
+        const Entry& entry = all[kind].first[k];
+        if (entry.unit_tiles == unit_tiles && entry.backward == backward
+            && std::strcmp(entry.cell, cell) == 0)
+            return &entry;
+    }
+    return nullptr;
+}
+
+EXPORT int64_t rnnkit_columns(const Entry* entry) { return entry->columns; }
+EXPORT int64_t rnnkit_pitch(const Entry* entry, int64_t H) { return entry->pitch(H); }
+EXPORT int64_t rnnkit_shared_bytes(const Entry* entry, int64_t H, int64_t chunks) {
+    return entry->shared_bytes(H, chunks);
+}
+
+// 0, or what rnnkit_error describes.
+EXPORT int rnnkit_launch(const Entry* entry, const Arguments* a, const Form* form) {
+    return entry->launch(*a, *form);
+}
+
+EXPORT const char* rnnkit_error(int code) { return launch_error(code); }

@@ -1,0 +1,164 @@
+"""The recurrent kernels in CUDA C++: persistent, one launch for a whole sequence."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .. import cells
+from ..native import arguments as native
+from ..ops.allocate import allocate
+from ..ops.sequence import Inputs
+from ..precision import precision_of
+from . import library
+from .arguments import Block, Form
+from .plan import Gpu, Plan, kind_of, plan
+
+if TYPE_CHECKING:
+    from ..dispatch import Problem
+
+# What the second dimension of a grid takes.
+MOST_GROUPS = 65535
+# The directions of the runs of groups are bits of one number.
+MOST_RUNS = 63
+
+
+def why_not(problem: Problem) -> str | None:
+    """Why the kernels cannot run this problem; None if they can."""
+    if problem.forward_mode:
+        return "its kernels have no forward-mode derivatives"
+    found, reason = library.find()
+    if found is None:
+        return reason
+    if problem.device.type != found.device:
+        return f"its kernels run on {found.device!r}, not on {problem.device.type!r}"
+    cell = cells.find(problem.cell)
+    if cell.norm is not None or cell.normalises:
+        return f"its kernels have no norms, as cell {problem.cell!r} has"
+    if cell.inner is not None:
+        return f"its kernels have one product a step, and cell {problem.cell!r} has two"
+    kind = kind_of(problem.dtype, precision_of(problem.dtype))
+    if kind is None:
+        return f"it has no kernels for dtype {problem.dtype}"
+    if found.persistent(name_of(problem.cell), kind, 1, False) is None:
+        return f"cell {problem.cell!r} has no C++ equations"
+    if problem.runs > MOST_RUNS:
+        return f"reverse has {problem.runs} runs, and its kernels take at most {MOST_RUNS}"
+    sizes = (problem.H, problem.B, problem.N, gpu_of(problem.device))
+    planned = plan(problem.cell, kind, problem.backward, *sizes)
+    return planned if isinstance(planned, str) else None
+
+
+def note(problem: Problem) -> str:
+    """How the problem would be shared out."""
+    found, reason = library.find()
+    if found is None or why_not(problem) is not None:
+        return reason or "no plan"
+    kind = kind_of(problem.dtype, precision_of(problem.dtype))
+    assert kind is not None
+    sizes = (problem.H, problem.B, problem.N, gpu_of(problem.device))
+    p = plan(problem.cell, kind, problem.backward, *sizes)
+    assert isinstance(p, Plan)
+    return (
+        f"{p.blocks} blocks share a group's units, {p.slices} such groups of blocks the batch, in "
+        f"{p.chunks} chunks of {p.columns} rows"
+    )
+
+
+def name_of(cell: str) -> str:
+    """The name under which the kernels know a cell."""
+    return cells.find(cell).kernel or cell
+
+
+@lru_cache
+def gpu_of(device: torch.device) -> Gpu:
+    if device.type != "cuda":
+        return EMULATED
+    found: Any = torch.cuda.get_device_properties(device)
+    return Gpu(found.multi_processor_count, found.shared_memory_per_block_optin)
+
+
+# Where the kernels are emulated: small, so that little suffices to fill it.
+EMULATED = Gpu(12, 227 * 1024)
+
+
+def scan(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
+    """output (T, B, N, H), cells (S - 1, T, B, N, H) and last (S, B, N, H)."""
+    inputs = native.ready(inputs)
+    output, states, last = allocate(inputs.x, inputs.cell)
+    results = {"output": output, "cells": states, "last": last}
+    launch(inputs, False, {}, {name: native.address(v) for name, v in results.items()})
+    return output, states, last
+
+
+def scan_backward(
+    inputs: Inputs,
+    prev: Tensor,
+    n: Tensor,
+    scale: Tensor | None,
+    doutput: Tensor | None,
+    dcells: Tensor | None,
+    dlast: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """dx, dr, ds0 and dp, as `rnnkit.reference.scan.scan_backward`."""
+    inputs, cell = native.ready(inputs), inputs.equations
+    x, (_, B, N, _, H) = inputs.x, inputs.x.shape
+    if cell.additive:
+        n = n.add_(x)  # it was made for this call alone
+    dx = x.new_empty(x.shape)
+    dr = dx if cell.additive else x.new_empty(x.shape)
+    ds0 = x.new_empty(cell.states, B, N, H)
+    dp = x.new_empty(B, N, cell.rows, H, dtype=torch.float32)
+    tensors = {"products": n, "doutput": doutput, "dcells": dcells, "dlast": dlast}
+    dense = {name: native.dense(v) for name, v in tensors.items()}
+    dense |= {"dx": dx, "ds0": ds0, "dp": dp}
+    form = {"entered": prev.contiguous(), "dr": dr}
+    more = {name: native.address(v) for name, v in dense.items()}
+    launch(inputs, True, form, more)
+    return dx, dr, ds0, dp.sum(0).to(x.dtype)
+
+
+def launch(
+    inputs: Inputs, backward: bool, tensors: dict[str, Tensor], more: dict[str, int]
+) -> None:
+    """Plans and launches; `tensors` are those of the form, `more` arguments of the scan."""
+    x, (_, B, N, _, H) = inputs.x, inputs.x.shape
+    found, reason = library.find()
+    kind = kind_of(x.dtype, precision_of(x.dtype))
+    assert found is not None and kind is not None, reason
+    chosen = plan(inputs.cell, kind, backward, H, B, N, gpu_of(x.device))
+    assert isinstance(chosen, Plan), chosen
+    run(found, chosen, kind, inputs, backward, tensors, more)
+
+
+def run(
+    found: library.Library,
+    chosen: Plan,
+    kind: str,
+    inputs: Inputs,
+    backward: bool,
+    tensors: dict[str, Tensor],
+    more: dict[str, int],
+) -> None:
+    """Launches by a plan."""
+    x, N = inputs.x, inputs.x.shape[2]
+    kernel = found.persistent(name_of(inputs.cell), kind, chosen.unit_tiles, backward)
+    every = chosen.slices * chosen.chunks
+    exchange = x.new_zeros(2 * N * every * chosen.columns * chosen.pitch, dtype=torch.uint8)
+    arrivals = x.new_zeros(N * every, dtype=torch.int32)
+    with torch.cuda.device_of(x):
+        form = Form(
+            chosen.blocks,
+            chosen.slices,
+            chosen.chunks,
+            native.address(tensors.get("entered")),
+            native.address(tensors.get("dr")),
+            exchange.data_ptr(),
+            arrivals.data_ptr(),
+            chosen.pitch,
+            torch.cuda.current_stream(x.device).cuda_stream if x.is_cuda else 0,
+        )
+        found.launch(kernel, native.described(inputs, more), Block(*form))
