@@ -114,9 +114,9 @@ class Backend(Protocol):
 
     def why_not(self, problem: Problem) -> str | None: ...
 
-    # Optional: note(problem) -> str, what `explain` adds about it; gradients(inputs, states, kept,
-    # arriving), all of backward, in place of scan_backward; and KEEPS, whether scan(inputs, keep)
-    # can return what its products gave, for `gradients`.
+    # Optional: note(problem) -> str | None, what `explain` adds about it; gradients(inputs, states,
+    # kept, arriving), all of backward, in place of scan_backward; and KEEPS, whether
+    # scan(inputs, keep) can return what its products gave, for `gradients`.
 
 
 @dataclass(frozen=True)
@@ -157,6 +157,8 @@ def slower(name: str, problem: Asked) -> str | None:
     on_cpu = problem.device.type == "cpu"
     if name == "torch" and not on_cpu:
         return "no stored result shows torch.nn's kernels faster on this device"
+    if name == "cuda" and in_one_block(problem) and why_not("triton", problem) is None:
+        return "Triton's kernels hold all weights of such an H in one block, which waits for none"
     if name == "triton" and on_cpu:
         return "on a CPU it runs in an interpreter, for tests that ask for it"
     if name == "torch" and isinstance(problem, Problem) and "cpu" in BACKENDS:
@@ -164,6 +166,12 @@ def slower(name: str, problem: Asked) -> str | None:
     if name == "torch" and (problem.operator, problem.dtype) == ("causal_conv1d", torch.float64):
         return "its sums depend on the length, and in float64 chunks are to equal the whole"
     return None
+
+
+def in_one_block(problem: Asked) -> bool:
+    """Whether a block of a GPU can hold all weights of a group, by the size of each unit's."""
+    most = 128 if problem.dtype.itemsize == 2 else 64
+    return isinstance(problem, Problem) and most >= problem.H
 
 
 def torch_before_reference(problem: Asked) -> bool:
@@ -298,8 +306,9 @@ def turned_from(name: str) -> bool:
 def backend(name: str) -> AbstractContextManager[None]:
     """Runs everything inside on the named backend, or raises with every backend's reasons.
 
-    Names: "torch" (torch.nn's own kernels), "cuda", "triton", "cpu", "reference". The environment variable
-    RNNKIT_BACKEND does the same for a whole process. Backward passes count by when they run.
+    Names: "torch" (torch.nn's own kernels), "cuda", "triton", "cpu", "reference". The environment
+    variable RNNKIT_BACKEND does the same for a whole process. Backward passes count by when they
+    run.
     """
     return forcing(check_name(name))
 
@@ -331,8 +340,9 @@ def explain(module: torch.nn.Module, *args: Any, **kwargs: Any) -> None:
             if name != decision.backend:
                 print(f"  not {name}: {reason or 'comes later in the order of preference'}")
             noted = getattr(load(name, decision.problem.operator)[0], "note", None)
-            if noted is not None:
-                print(f"  {name}: {noted(decision.problem)}")
+            said = None if noted is None else noted(decision.problem)
+            if said is not None:
+                print(f"  {name}: {said}")
 
 
 def plain_arithmetic(device: torch.device) -> AbstractContextManager[Any]:

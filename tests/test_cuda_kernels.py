@@ -1,25 +1,283 @@
 """The CUDA kernels, from their unmodified sources, in the emulation: equal to the reference."""
 
 import ctypes
+import math
+import re
+import shutil
 
 import pytest
 import torch
 from cuda_harness import CSRC, emulates, emulator
+from problems import KINDS, LARGER, Kind, sample
+from test_scan import assert_same, run
 
+import rnnkit
 from rnnkit import dispatch
-from rnnkit.cuda import library
-from rnnkit.cuda.plan import KINDS
+from rnnkit.cells import CELLS
+from rnnkit.cuda import library, plan
+from rnnkit.cuda import scan as cuda_scan
+from rnnkit.cuda.plan import KINDS as PRODUCTS
+from rnnkit.cuda.plan import Gpu, Tile
+from rnnkit.ops.scan import scan
 
-SOURCE = CSRC / "cuda"
-UNITS = [
-    (SOURCE / "library.cu", '-DRNNKIT_SOURCE="test"'),
-    *((SOURCE / "kernels.cu", f"-DRNNKIT_KIND={kind}") for kind in KINDS),
-]
+pytestmark = emulates
+
+SINGLE = "ieee"
+SEEDS = range(20)
+# How little of a GPU there is: several slices of the batch, or one whose chunks take turns.
+GPUS = {"slices": Gpu(60, 227 * 1024), "chunks": Gpu(18, 227 * 1024)}
+SIZES = {
+    "blocks": Kind((False, True), 1, (0, 3) * 9, True, sizes={"T": 3, "B": 18, "H": 37}),
+    "rows": Kind((False, True), 1, None, True, True, True, sizes={"T": 3, "B": 50, "H": 20}),
+    "long": Kind(lengths=(9, 4, 0, 7, 1), resets=True, sizes={"T": 9, "B": 5, "H": 33}),
+}
+EVERY = KINDS | LARGER | SIZES
+
+
+def units(csrc, kinds=PRODUCTS):
+    """What is compiled to a library."""
+    kernels = [(csrc / "cuda" / "kernels.cu", f"-DRNNKIT_KIND={kind}") for kind in kinds]
+    return [(csrc / "cuda" / "library.cu", '-DRNNKIT_SOURCE="test"'), *kernels]
+
+
+def install(found):
+    """Takes an emulated library for the backend's; None for none."""
+    library.install(found and library.Library(found.library._name, "cpu"))
+    dispatch.decide.cache_clear()
 
 
 @pytest.fixture(scope="module")
 def cuda(pytestconfig):
-    found = emulator(pytestconfig, "kernels", UNITS)
-    library.install(library.Library(found.library._name, "cpu"))
+    found = emulator(pytestconfig, "kernels", units(CSRC))
+    install(found)
     yield found
-    library.install(None)
+    install(None)
+
+
+@pytest.fixture(params=GPUS)
+def gpu(request, monkeypatch):
+    monkeypatch.setattr(cuda_scan, "gpu_of", lambda device: GPUS[request.param])
+
+
+@pytest.fixture(params=plan.UNIT_TILES, ids=lambda k: f"{k} tiles")
+def unit_tiles(request, monkeypatch):
+    monkeypatch.setattr(plan, "UNIT_TILES", (request.param,))
+
+
+@pytest.fixture
+def precision():
+    """Sets how float32 products are rounded."""
+    switch = torch.backends.cudnn.rnn
+    before = switch.fp32_precision
+
+    def choose(kind):
+        if kind in ("tf32", "ieee"):
+            switch.fp32_precision = kind
+
+    yield choose
+    switch.fp32_precision = before
+
+
+def cells():
+    """Those that the kernels have."""
+    names = re.findall(r'CELL\("(\w+)"', (CSRC / "cuda" / "kernels.cu").read_text())
+    return [name for name in names if name in CELLS and CELLS[name].norm is None]
+
+
+def seed(emulated, value):
+    emulated.library.emulation_seed(ctypes.c_uint64(value))
+
+
+def on(name, inputs):
+    with rnnkit.backend(name):
+        return run(inputs, lambda v: scan(*v))
+
+
+@pytest.mark.parametrize("kind", EVERY)
+@pytest.mark.parametrize("plain", cells())
+def test_equals_the_reference(cuda, gpu, unit_tiles, plain, kind):
+    inputs = sample(plain, EVERY[kind], torch.float32)
+    assert_same(on("cuda", inputs), on("reference", inputs), 1e-5)
+
+
+@pytest.mark.parametrize("plain", cells())
+def test_under_every_schedule(cuda, gpu, unit_tiles, plain):
+    """The same, bit for bit, in whatever order threads and blocks run."""
+    inputs = sample(plain, SIZES["rows"], torch.float32)
+    expected, first = on("reference", inputs), None
+    for k in SEEDS:
+        seed(cuda, k)
+        found = on("cuda", inputs)
+        assert_same(found, expected, 1e-5)
+        first = first or found
+        assert all(torch.equal(found[name], first[name]) for name in first)
+
+
+# Roundings that a value meets in one step, forward and backward, at most, of the operands.
+ROUNDINGS = 6
+EPS = {"half": 2**-10, "bfloat16": 2**-7, "tf32": 2**-10}
+DTYPES = {"half": torch.half, "bfloat16": torch.bfloat16, "tf32": torch.float}
+
+
+@pytest.mark.parametrize("size", ["rows", "blocks"])
+@pytest.mark.parametrize("kind", DTYPES)
+@pytest.mark.parametrize("plain", sorted(set(cells()) - {"rnn_relu"}))
+def test_rounded_products(cuda, unit_tiles, precision, plain, kind, size):
+    """As far from the same problem in float64 as roundings explain."""
+    precision(kind)
+    inputs = sample(plain, SIZES[size], DTYPES[kind])
+    wide = {k: v.double() for k, v in inputs._asdict().items() if is_float(v)}
+    wide = {k: v.detach().requires_grad_(k in ("x", "w", "b", "s0", "p")) for k, v in wide.items()}
+    found, exact = on("cuda", inputs), on("reference", inputs._replace(**wide))
+    bound = EPS[kind] / 2 * ROUNDINGS * math.sqrt(inputs.x.shape[0])
+    for name, v in exact.items():
+        if v.numel():
+            error = (found[name].double() - v).abs().max() / v.abs().max()
+            assert error < bound, (name, error, bound)
+
+
+def is_float(v):
+    return isinstance(v, torch.Tensor) and v.is_floating_point()
+
+
+def test_relu_in_half_precision(cuda):
+    """A relu whose inputs stay off its kink, where a rounding would turn the slope."""
+    inputs = sample("rnn_relu", SIZES["rows"], torch.half)
+    x = torch.where(inputs.x > 0, 8 + inputs.x, inputs.x - 8).detach().requires_grad_()
+    w = (inputs.w / 16).detach().requires_grad_()
+    inputs = inputs._replace(x=x, w=w)
+    assert_same(on("cuda", inputs), on("reference", inputs), EPS["half"] * ROUNDINGS)
+
+
+WEIGHTS = {
+    "float": (torch.float32, {"T": 2, "B": 2, "H": 300}, 1),
+    "half": (torch.half, {"T": 2, "B": 2, "H": 520}, 2),
+}
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_weights_beyond_the_registers(cuda, monkeypatch, name):
+    """The rest of them lies in shared memory, forward and backward."""
+    dtype, sizes, tiles = WEIGHTS[name]
+    monkeypatch.setattr(plan, "UNIT_TILES", (tiles,))
+    monkeypatch.setattr(cuda_scan, "gpu_of", lambda device: plan.H100)
+    inputs = sample("lstm", Kind(sizes=sizes), dtype)
+    kind = plan.kind_of(dtype, "ieee")
+    for backward in (False, True):
+        tile = Tile("lstm", kind, tiles, backward)
+        assert tile.tiles(sizes["H"]) > tile.held
+    bound = 1e-5 if dtype == torch.float32 else EPS["half"] * ROUNDINGS
+    assert_same(on("cuda", inputs), on("reference", inputs), bound)
+
+
+@pytest.mark.parametrize("layout", ["permuted", "expanded", "sliced"])
+def test_layouts(cuda, layout):
+    inputs = sample("gru", SIZES["blocks"], torch.float32)
+    x = inputs.x.detach()
+    if layout == "expanded":
+        x = x[:, :1].expand(x.shape)
+    elif layout == "permuted":
+        x = x.mT.contiguous().mT
+    else:
+        x = torch.cat([x, x], 1)[:, : x.shape[1]]
+    inputs = inputs._replace(x=x.requires_grad_())
+    assert_same(on("cuda", inputs), on("reference", inputs), 1e-5)
+
+
+def test_a_row_does_not_depend_on_the_batch(cuda):
+    inputs = sample("lstm", Kind(sizes={"T": 4, "B": 34, "H": 40}), torch.float32)
+    whole = on("cuda", inputs)["output"]
+    for b in (0, 17, 33):
+        alone = inputs._replace(x=inputs.x[:, b : b + 1], s0=inputs.s0[:, b : b + 1])
+        with rnnkit.backend("cuda"):
+            assert torch.equal(scan(*alone)[0][:, 0], whole[:, b])
+
+
+@pytest.mark.parametrize("plain", ["rnn", "gru", "lstm"])
+def test_layers(cuda, plain):
+    """Two bidirectional layers with lengths, and under autocast's dtype."""
+    layer = {"rnn": rnnkit.RNN, "gru": rnnkit.GRU, "lstm": rnnkit.LSTM}[plain](
+        5, 20, num_layers=2, bidirectional=True
+    )
+    x, lengths = torch.randn(6, 3, 5), torch.tensor([6, 2, 4])
+
+    def call(name):
+        with rnnkit.backend(name):
+            y, _ = layer(x, lengths=lengths)
+            return [y, *torch.autograd.grad(y.square().sum(), list(layer.parameters()))]
+
+    torch.testing.assert_close(call("cuda"), call("reference"))
+
+
+def tiles():
+    for cell in cells():
+        for kind in PRODUCTS:
+            for count in plan.UNIT_TILES:
+                for backward in (False, True):
+                    yield Tile(cell, kind, count, backward)
+
+
+def test_the_planner_knows_the_kernels(cuda):
+    """Its formulas give what the kernels say of themselves."""
+    found, _ = library.find()
+    for tile in tiles():
+        kernel = found.persistent(*tile)
+        assert kernel is not None, tile
+        assert found.ask("columns", kernel) == tile.columns
+        for H in (1, 20, 160, 513, 1024, 2048):
+            assert found.ask("pitch", kernel, H) == tile.pitch(H)
+            for chunks in (1, 5):
+                asked = found.ask("shared_bytes", kernel, H, chunks)
+                assert asked == tile.shared_bytes(H, chunks), (tile, H, chunks)
+
+
+# A defect, by the text that it replaces in a file of csrc/cuda, and what then stands there.
+PLANTED = {
+    "a missing barrier": (
+        "persistent.h",
+        "        multiply(buffer(step, chunk), form.pitch, sums());\n        synchronise();\n",
+        "        multiply(buffer(step, chunk), form.pitch, sums());\n",
+    ),
+    "a wrong epoch": ("persistent.h", "receive(k, c, k + 1);", "receive(k, c, k);"),
+    "a tile too few": (
+        "product.h",
+        "return (depth + WARPS * DEPTH - 1) / (WARPS * DEPTH);",
+        "return depth / (WARPS * DEPTH) + (depth < WARPS * DEPTH);",
+    ),
+}
+
+
+@pytest.mark.parametrize("defect", PLANTED)
+def test_defects_are_found(cuda, pytestconfig, tmp_path, defect):
+    """At least one of the schedules shows a defect; without it none does, as is seen above."""
+    name, right, wrong = PLANTED[defect]
+    shutil.copytree(CSRC, tmp_path / "csrc")
+    path, others = tmp_path / "csrc" / "cuda" / name, tmp_path / "csrc" / "cuda" / "others.cu"
+    text = path.read_text()
+    assert text.count(right) == 1
+    path.write_text(text.replace(right, wrong))
+    stubs = [f"Entries entries_{kind}() {{ return {{}}; }}" for kind in set(PRODUCTS) - {SINGLE}]
+    others.write_text('#include "kernels.h"\nnamespace rnnkit {\n' + "\n".join(stubs) + "\n}\n")
+    sources = [*units(tmp_path / "csrc", [SINGLE]), (others,)]
+    defective = emulator(pytestconfig, "defect", sources)
+    inputs = sample("lstm", Kind(sizes={"T": 3, "B": 20, "H": 150}), torch.float32, grad=False)
+    with rnnkit.backend("reference"):
+        expected = scan(*inputs)
+    install(defective)
+    try:
+        wrongs = sum(shows(defective, inputs, expected, k) for k in SEEDS)
+    finally:
+        install(cuda)
+    assert wrongs > 0
+
+
+def shows(emulated, inputs, expected, k):
+    """Whether a schedule gives another result than is expected, or none at all."""
+    seed(emulated, k)
+    try:
+        with rnnkit.backend("cuda"):
+            found = scan(*inputs)
+    except RuntimeError:
+        return True
+    pairs = zip(found, expected, strict=True)
+    return not all(torch.allclose(a, b, 1e-4, 1e-5) for a, b in pairs)

@@ -52,11 +52,10 @@ def why_not(problem: Problem) -> str | None:
     return planned if isinstance(planned, str) else None
 
 
-def note(problem: Problem) -> str:
+def note(problem: Problem) -> str | None:
     """How the problem would be shared out."""
-    found, reason = library.find()
-    if found is None or why_not(problem) is not None:
-        return reason or "no plan"
+    if why_not(problem) is not None:
+        return None
     kind = kind_of(problem.dtype, precision_of(problem.dtype))
     assert kind is not None
     sizes = (problem.H, problem.B, problem.N, gpu_of(problem.device))
