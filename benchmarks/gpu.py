@@ -17,6 +17,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -106,7 +107,9 @@ def test_arguments() -> list[str]:
     """The tests on the device; by several workers where the plugin for it is installed."""
     arguments = ["pytest", "tests", "-q", "-m", "gpu or not slow", "--durations", "10"]
     # A stack trace tells where a kernel hangs.
-    arguments += ["-p", "no:cacheprovider", "-o", "faulthandler_timeout=60"]
+    arguments += ["-o", "faulthandler_timeout=60"]
+    # What tests compile is kept there, and the checkout may be read-only.
+    arguments += ["-o", f"cache_dir={Path(tempfile.gettempdir()) / 'rnnkit-tests'}"]
     if importlib.util.find_spec("xdist") is not None:
         arguments += ["-n", str(min(8, max(1, (os.cpu_count() or 2) // 2)))]
     return arguments
