@@ -1,4 +1,6 @@
-"""The CUDA kernels, from their unmodified sources, in the emulation: equal to the reference."""
+"""The CUDA kernels equal the reference: on a GPU, or from their unmodified sources in the emulation
+(tests/cuda).
+"""
 
 import ctypes
 import math
@@ -7,8 +9,10 @@ import shutil
 
 import pytest
 import torch
+from conftest import DEVICE_NAME
 from cuda_harness import CSRC, emulates, emulator
-from problems import KINDS, LARGER, Kind, sample
+from problems import KINDS, LARGER, Kind
+from problems import sample as sample_on
 from test_scan import assert_same, run
 
 import rnnkit
@@ -20,7 +24,7 @@ from rnnkit.cuda.plan import KINDS as PRODUCTS
 from rnnkit.cuda.plan import Gpu, Tile
 from rnnkit.ops.scan import scan
 
-pytestmark = emulates
+pytestmark = [] if DEVICE_NAME == "cuda" else [emulates]
 
 SINGLE = "ieee"
 SEEDS = range(20)
@@ -48,6 +52,10 @@ def install(found):
 
 @pytest.fixture(scope="module")
 def cuda(pytestconfig):
+    """The emulated library, in use; on a GPU the backend's own, None."""
+    if DEVICE_NAME == "cuda":
+        yield None
+        return
     found = emulator(pytestconfig, "kernels", units(CSRC))
     install(found)
     yield found
@@ -85,7 +93,12 @@ def cells():
 
 
 def seed(emulated, value):
-    emulated.library.emulation_seed(ctypes.c_uint64(value))
+    if emulated is not None:
+        emulated.library.emulation_seed(ctypes.c_uint64(value))
+
+
+def sample(*args, **kwargs):
+    return sample_on(*args, device=torch.device(DEVICE_NAME), **kwargs)
 
 
 def on(name, inputs):
@@ -199,7 +212,8 @@ def test_layers(cuda, plain):
     layer = {"rnn": rnnkit.RNN, "gru": rnnkit.GRU, "lstm": rnnkit.LSTM}[plain](
         5, 20, num_layers=2, bidirectional=True
     )
-    x, lengths = torch.randn(6, 3, 5), torch.tensor([6, 2, 4])
+    layer = layer.to(DEVICE_NAME)
+    x, lengths = torch.randn(6, 3, 5).to(DEVICE_NAME), torch.tensor([6, 2, 4])
 
     def call(name):
         with rnnkit.backend(name):
@@ -219,7 +233,7 @@ def tiles():
 
 def test_the_planner_knows_the_kernels(cuda):
     """Its formulas give what the kernels say of themselves."""
-    found, _ = library.find()
+    found, _ = library.find(DEVICE_NAME)
     for tile in tiles():
         kernel = found.persistent(*tile)
         assert kernel is not None, tile
@@ -247,6 +261,7 @@ PLANTED = {
 }
 
 
+@pytest.mark.skipif(DEVICE_NAME == "cuda", reason="defects are shown by schedules")
 @pytest.mark.parametrize("defect", PLANTED)
 def test_defects_are_found(cuda, pytestconfig, tmp_path, defect):
     """At least one of the schedules shows a defect; without it none does, as is seen above."""
