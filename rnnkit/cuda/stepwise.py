@@ -1,0 +1,125 @@
+"""The stepwise form of the scan, for weights that the multiprocessors do not hold together: each
+step is one product by cuBLAS and one kernel for the rest, in a loop in C++.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import cells
+from ..native import arguments as native
+from ..ops.sequence import Inputs
+from . import arguments
+from .arguments import Form
+from .library import Library
+from .plan import KINDS
+
+if TYPE_CHECKING:
+    from ..dispatch import Problem
+
+PRODUCT = "cublasGemmStridedBatchedEx"
+# What cuBLAS takes as the distance of two rows, and CUDA as the blocks of a grid: C's int.
+MOST = 2**31 - 1
+
+
+class Steps(NamedTuple):
+    """`struct Steps` of csrc/cuda/stepwise.h in its order, eight bytes a field: addresses."""
+
+    handle: int
+    gemm: int
+    states: int
+    fed: int
+    product: int
+
+
+Block = ctypes.c_int64 * len(Steps._fields)
+
+
+@lru_cache
+def gemm() -> tuple[int, str | None]:
+    """The address of cuBLAS's product, or 0 and the reason.
+
+    It must be of the very library that torch runs on, whose handles torch gives.
+    """
+    try:
+        # This looks through all that torch._C is linked with.
+        function = getattr(ctypes.CDLL(torch._C.__file__), PRODUCT)
+    except (AttributeError, OSError) as error:
+        return 0, f"torch {torch.__version__} has no cuBLAS that others can call: {error}"
+    return ctypes.cast(function, ctypes.c_void_p).value or 0, None
+
+
+def handle(x: Tensor) -> int:
+    """Torch's own for this thread, which has the current stream and a workspace."""
+    return torch.cuda.current_blas_handle() if x.is_cuda else 0
+
+
+@lru_cache
+def find(functions: ctypes.CDLL, cell: str, kind: str) -> Any:
+    """The stepwise form of a cell, None if the library has none."""
+    size = functions.rnnkit_steps_size()
+    if size != ctypes.sizeof(Block):
+        raise OSError(f"{functions._name} takes {size} bytes of Steps")
+    name, functions.rnnkit_stepwise.restype = cells.find(cell).kernel or cell, ctypes.c_void_p
+    found = functions.rnnkit_stepwise(name.encode(), ctypes.c_int64(KINDS.index(kind)))
+    return found and ctypes.c_void_p(found)
+
+
+def why_not(found: Library, kind: str, problem: Problem) -> str | None:
+    """Why a problem cannot run step by step; None if it can."""
+    cell = cells.find(problem.cell)
+    if cell.norm is not None or cell.normalises:
+        return f"the stepwise form has no norms, as cell {problem.cell!r} has"
+    if cell.inner is not None:
+        return f"the stepwise form has one product a step, and cell {problem.cell!r} has two"
+    if find(found.functions, problem.cell, kind) is None:
+        return f"cell {problem.cell!r} has no stepwise form"
+    largest = max(problem.B * problem.N, problem.N * cell.gates * problem.H)
+    if largest > MOST:
+        return f"cuBLAS takes up to {MOST} rows of the batch and gates of all groups, not {largest}"
+    return gemm()[1]
+
+
+def run(
+    found: Library,
+    kind: str,
+    inputs: Inputs,
+    backward: bool,
+    tensors: dict[str, Tensor],
+    more: dict[str, int],
+) -> None:
+    """Runs all steps; `tensors` are those of the form, `more` arguments of the scan."""
+    x, S = inputs.x, inputs.equations.states
+    _, B, N, G, H = x.shape
+    wide = torch.promote_types(x.dtype, torch.float32)
+    fed, made = ((G, H), (H,)) if backward else ((H,), (G, H))
+    buffers = {
+        "states": x.new_empty(S, B, N, H, dtype=wide),
+        "fed": x.new_empty(B, N, *fed),
+        "product": x.new_empty(B, N, *made, dtype=wide),
+    }
+    with torch.cuda.device_of(x):
+        steps = Steps(handle(x), gemm()[0], **{k: v.data_ptr() for k, v in buffers.items()})
+        stream = torch.cuda.current_stream(x.device).cuda_stream if x.is_cuda else 0
+        form = Form(*(0,) * len(Form._fields))._replace(
+            entered=native.address(tensors.get("entered")),
+            dr=native.address(tensors.get("dr")),
+            stream=stream,
+        )
+        code = found.functions.rnnkit_stepwise_launch(
+            find(found.functions, inputs.cell, kind),
+            ctypes.c_int64(backward),
+            native.described(inputs, more),
+            arguments.Block(*form),
+            Block(*steps),
+        )
+    if code < 0:
+        raise RuntimeError(f"rnnkit's CUDA kernels: cuBLAS refuses a product, status {-code}")
+    if code > 0:
+        said = found.functions.rnnkit_error(code).decode()
+        raise RuntimeError(f"rnnkit's CUDA kernels: {said}")
