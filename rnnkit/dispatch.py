@@ -184,9 +184,10 @@ def decide(problem: Any, forced: str | None) -> Decision:
     """The first backend that can run the problem, or the forced one; or raises with all reasons."""
     reasons: list[tuple[str, str]] = []
     for name in BACKENDS:
-        reason = why_not(name, problem)
-        if reason is None and forced is None:
-            reason = slower(name, problem)
+        checks = [why_not, slower] if forced is None else [why_not]
+        if name == "cuda":
+            checks.reverse()  # to find out that it could may take a minute's compiling
+        reason = next(filter(None, (check(name, problem) for check in checks)), None)
         if reason is None and name == (forced or name):
             if name == "reference" and forced is None and torch_before_reference(problem):
                 name = "torch"
