@@ -1,11 +1,15 @@
-"""Builds the wheel: with the CPU kernels' library if a compiler is at hand, always with csrc/.
+"""Builds the wheel: always with csrc/; with the CPU kernels' library if a compiler is at hand, and
+with the CUDA kernels' if RNNKIT_CUDA=1 or CUDA_HOME asks for it.
 
-Without the library, and in an editable install, the kernels are compiled when they are first used.
+Without a library, and in an editable install, its kernels are compiled when they are first used.
 """
 
+import os
 import shutil
+import sys
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from typing import Any
 
 from setuptools import setup
 from setuptools.command.bdist_wheel import bdist_wheel
@@ -14,40 +18,55 @@ from setuptools.command.build_py import build_py
 ROOT = Path(__file__).resolve().parent
 
 # Not by its name: importing rnnkit would import torch, which an isolated build does not have.
-spec = spec_from_file_location("build", ROOT / "rnnkit" / "native" / "build.py")
+spec = spec_from_file_location("recipes", ROOT / "rnnkit" / "native" / "recipes" / "__init__.py")
 assert spec is not None and spec.loader is not None
-native = module_from_spec(spec)
-spec.loader.exec_module(native)
+recipes = module_from_spec(spec)
+sys.modules["recipes"] = recipes
+spec.loader.exec_module(recipes)
+
+RECIPES = (recipes.Cpu, recipes.Cuda)
+
+
+def sources() -> list[Path]:
+    """Those of all libraries, whether one is built or not."""
+    return sorted({path for recipe in RECIPES for path in recipe.sources(ROOT / "csrc")})
 
 
 class Build(build_py):
-    """Adds the sources and the library to the package."""
+    """Adds the sources and the libraries to the package."""
 
     def run(self) -> None:
         super().run()
         if not self.editable_mode:
             package = Path(self.build_lib, "rnnkit")
             self.add_sources(package / "csrc")
-            self.add_library(package / "native" / native.LIBRARY, package / "csrc")
+            for recipe in RECIPES:
+                (package / "native" / recipe.library).unlink(missing_ok=True)
+            self.add_library(recipes.Cpu(), package)
+            # It takes minutes, and most who have nvcc install for themselves: first use does it.
+            asked = os.environ.get("RNNKIT_CUDA")
+            if asked == "1" or (asked is None and "CUDA_HOME" in os.environ):
+                self.add_library(recipes.Cuda(), package, required=asked == "1")
 
     def get_source_files(self) -> list[str]:
         """What an sdist has: csrc/ as well."""
-        csrc = native.sources(ROOT / "csrc")
-        return super().get_source_files() + [str(path.relative_to(ROOT)) for path in csrc]
+        return super().get_source_files() + [str(path.relative_to(ROOT)) for path in sources()]
 
     def add_sources(self, target: Path) -> None:
         shutil.rmtree(target, ignore_errors=True)  # a former build's
-        for path in native.sources(ROOT / "csrc"):
+        for path in sources():
             copy = target / path.relative_to(ROOT / "csrc")
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, copy)
 
-    def add_library(self, target: Path, csrc: Path) -> None:
-        target.unlink(missing_ok=True)
+    def add_library(self, recipe: Any, package: Path, required: bool = False) -> None:
         try:
-            native.build(target, csrc, native.find_compiler())
-        except native.NoLibrary as error:
-            self.warn(f"the wheel has no compiled CPU kernels: {error}")
+            recipes.check_allowed()
+            recipe.build(package / "native" / recipe.library, package / "csrc")
+        except recipes.NoLibrary as error:
+            if required:
+                raise
+            self.warn(f"the wheel has no compiled {recipe.kernels} kernels: {error}")
         else:
             # From here on the wheel is one for this platform.
             self.distribution.has_ext_modules = lambda: True

@@ -7,6 +7,7 @@ import platform
 
 import torch
 
+from .cuda import library
 from .dispatch import BACKENDS, Problem, why_not
 from .version import __version__
 
@@ -30,6 +31,7 @@ def main() -> None:
     print(f"rnnkit {__version__}, Python {platform.python_version()}")
     for package in ("torch", "triton", "numpy"):
         print(f"{package} {version(package)}")
+    print(f"CUDA kernels: {library.look()}")
     for name, device in devices():
         print(f"\n{device}: {name}")
         sizes = {"T": 64, "B": 16, "N": 1, "H": 64, "runs": 1}

@@ -12,7 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rnnkit.native import build, cache
+from rnnkit.native import cache
+from rnnkit.native.recipes import NoLibrary
+from rnnkit.native.recipes.cpu import find_compiler
 
 EMULATION = Path(__file__).parent / "cuda"
 CSRC = Path(__file__).parents[1] / "csrc"
@@ -43,8 +45,8 @@ def headers():
 
 def why_no_emulation():
     try:
-        build.find_compiler()
-    except build.NoLibrary as error:
+        find_compiler()
+    except NoLibrary as error:
         return str(error)
     return None if headers() else "there are no CUDA headers"
 
@@ -99,7 +101,7 @@ def compiled(command, folder):
 
 def emulator(config, name, units, *options):
     """Sources, each with its own options, as a library for the CPU, compiled when any changed."""
-    compiler = build.find_compiler()
+    compiler = find_compiler()
     units = [*units, *((path,) for path in sorted(EMULATION.glob("*.cpp")))]
     found = [path for root in (CSRC, EMULATION) for path in sorted(root.rglob("*.h"))]
     digest = digest_of([*found, *(path for path, *_ in units)], (compiler, FLAGS, options, units))

@@ -26,8 +26,8 @@ from tiny_library import compiles
 import rnnkit
 from rnnkit import native
 from rnnkit.cpu import launch, library, memory
-from rnnkit.native import build
 from rnnkit.native.arguments import Arguments
+from rnnkit.native.recipes import cpu as recipe
 from rnnkit.ops.scan import BATCH, STATES, scan
 from rnnkit.projection import Noise, Weights
 
@@ -265,7 +265,7 @@ def test_several_python_threads_at_once():
 
 
 @pytest.mark.parametrize("name", ["rnn_tanh_norm", "gru", "gru_before_norm", "lstm_peephole_norm"])
-@pytest.mark.parametrize("instruction_set", build.INSTRUCTION_SETS)
+@pytest.mark.parametrize("instruction_set", recipe.INSTRUCTION_SETS)
 def test_every_instruction_set_equals_the_reference(name, instruction_set, monkeypatch):
     names = library.instruction_sets()
     if instruction_set not in names:
@@ -278,7 +278,7 @@ def test_every_instruction_set_equals_the_reference(name, instruction_set, monke
             assert_same(found, run(inputs, lambda v: scan(*v)), 1e-10)
 
 
-@pytest.mark.parametrize("instruction_set", build.INSTRUCTION_SETS)
+@pytest.mark.parametrize("instruction_set", recipe.INSTRUCTION_SETS)
 def test_the_instruction_set_is_read_at_every_call(instruction_set, monkeypatch, capsys):
     names = library.instruction_sets()
     if instruction_set not in names:
@@ -603,7 +603,7 @@ def test_without_a_library_results_are_the_same(how, tmp_path):
     ignore = shutil.ignore_patterns("__pycache__", "*.so", "*.dylib")
     shutil.copytree(ROOT / "rnnkit", package, ignore=ignore)
     shutil.copytree(ROOT / "csrc", csrc)
-    place = package / "native" / build.LIBRARY
+    place = package / "native" / recipe.LIBRARY
     if how != "missing":
         damaged(place, how)
     environment = os.environ | {

@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny_library import compiles
 
-from rnnkit.native import build, cache
+from rnnkit.native.recipes import cpu as recipe
 
 NATIVE = Path(__file__).parent / "native"
 CSRC = Path(__file__).parents[1] / "csrc"
@@ -26,9 +26,9 @@ class Functions:
 
     def __init__(self, instruction_set, folder):
         target = folder / f"{instruction_set}.so"
-        options = [*build.FLAGS, *build.INSTRUCTION_SETS[instruction_set], *build.LINK_FLAGS]
+        options = [*recipe.FLAGS, *recipe.INSTRUCTION_SETS[instruction_set], *recipe.LINK_FLAGS]
         options += [f"-DRNNKIT_ISA={instruction_set}", f"-I{CSRC}", str(NATIVE / "math.cpp")]
-        command = build.find_compiler().command
+        command = recipe.find_compiler().command
         subprocess.check_call([*command, *options, "-lm", "-o", str(target)])
         self.library = ctypes.CDLL(str(target))
 
@@ -52,7 +52,7 @@ class Functions:
         return self.call("worst", function, x, size, ctypes.byref(where)), where.value
 
 
-@pytest.fixture(scope="module", params=dict.fromkeys(("baseline", cache.instruction_sets()[-1])))
+@pytest.fixture(scope="module", params=dict.fromkeys(("baseline", recipe.instruction_sets()[-1])))
 def functions(request, tmp_path_factory):
     return Functions(request.param, tmp_path_factory.mktemp("math"))
 

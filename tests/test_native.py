@@ -12,7 +12,10 @@ import pytest
 import torch
 from tiny_library import LIBRARY, compiles, works, write_sources
 
-from rnnkit.native import build, cache, load
+from rnnkit import native
+from rnnkit.native import cache, load
+from rnnkit.native.recipes import Cpu
+from rnnkit.native.recipes.cpu import LINK_FLAGS, find_compiler, instruction_sets
 
 
 @pytest.fixture
@@ -28,7 +31,7 @@ def fresh(tmp_path, csrc, monkeypatch):
     (tmp_path / "rnnkit" / "native").mkdir(parents=True)
     monkeypatch.setattr(load, "PACKAGE", tmp_path / "rnnkit")
     monkeypatch.setattr(load, "SOURCES", (csrc,))
-    monkeypatch.setattr(load, "_found", None)
+    monkeypatch.setattr(load, "_found", {})
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("RNNKIT_BUILD", raising=False)
 
@@ -36,32 +39,37 @@ def fresh(tmp_path, csrc, monkeypatch):
 @pytest.fixture
 def packaged(fresh, tmp_path):
     """Where the package has its library."""
-    return tmp_path / "rnnkit" / "native" / build.LIBRARY
+    return tmp_path / "rnnkit" / "native" / Cpu.library
 
 
 @pytest.fixture
 def log(tmp_path, monkeypatch):
     """Lists what the compiler was asked to do."""
-    real, wrapper, path = build.find_compiler().command, tmp_path / "logged", tmp_path / "log"
+    real, wrapper, path = find_compiler().command, tmp_path / "logged", tmp_path / "log"
     wrapper.write_text(f'#!/bin/sh\necho "$@" >> {path}\nexec {" ".join(real)} "$@"\n')
     wrapper.chmod(0o755)
     monkeypatch.setenv("CXX", str(wrapper))
     return lambda: path.read_text().splitlines()
 
 
+def cached(csrc):
+    """Where the cache has the library of these sources."""
+    return cache.place(Cpu(instruction_sets()), Cpu.source_hash(csrc))
+
+
 def ask_again(monkeypatch):
     """What the next process would get."""
-    monkeypatch.setattr(load, "_found", None)
-    return load.library()
+    monkeypatch.setattr(load, "_found", {})
+    return native.library()
 
 
 def links(lines):
-    return sum(build.LINK_FLAGS[0] in line for line in lines)
+    return sum(LINK_FLAGS[0] in line for line in lines)
 
 
 @compiles
 def test_it_is_built_once_and_found_again(fresh, log, monkeypatch, recwarn, capfd):
-    assert works(load.library()[0])
+    assert works(native.library()[0])
     assert re.fullmatch(
         r"rnnkit: compiling its CPU kernels, once .*\nrnnkit: compiled in \d+ s\n",
         capfd.readouterr().err,
@@ -69,23 +77,23 @@ def test_it_is_built_once_and_found_again(fresh, log, monkeypatch, recwarn, capf
     library, reason = ask_again(monkeypatch)
     assert works(library) and reason is None
     assert links(log()) == 1 and not recwarn and not capfd.readouterr().err
-    assert Path(library._name) == cache.place(build.source_hash(load.SOURCES[0]))
-    assert sorted(os.listdir(Path(library._name).parent)) == [build.LIBRARY, "lock"]
+    assert Path(library._name) == cached(load.SOURCES[0])
+    assert sorted(os.listdir(Path(library._name).parent)) == [Cpu.library, "lock"]
 
 
 @compiles
 def test_other_sources_are_another_library(fresh, csrc, log, monkeypatch):
-    first = load.library()[0]._name
+    first = native.library()[0]._name
     header = csrc / "cells" / "cell.h"
     header.parent.mkdir()
     header.write_text("// new")
-    assert works(ask_again(monkeypatch)[0]) and load.library()[0]._name != first
+    assert works(ask_again(monkeypatch)[0]) and native.library()[0]._name != first
     assert links(log()) == 2
 
 
 def ask(barrier, results):
     barrier.wait()
-    results.put(works(load.library()[0]))
+    results.put(works(native.library()[0]))
 
 
 @compiles
@@ -104,8 +112,8 @@ def test_of_two_processes_one_builds(fresh, log):
 @compiles
 def test_a_forked_child_uses_it_and_is_not_locked_out(fresh, monkeypatch):
     context = multiprocessing.get_context("fork")
-    assert works(load.library()[0])
-    for found in (load.library(), None):
+    assert works(native.library()[0])
+    for found in (load._found, {}):
         monkeypatch.setattr(load, "_found", found)
         results = context.Queue()
         child = context.Process(target=ask, args=(context.Barrier(1), results), daemon=True)
@@ -118,14 +126,14 @@ def test_a_forked_child_uses_it_and_is_not_locked_out(fresh, monkeypatch):
 def damaged(path, how):
     """Puts something that is no good where the library should be."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    source, compiler = path.parent / "broken.cpp", build.find_compiler().command
+    source, compiler = path.parent / "broken.cpp", find_compiler().command
     text = {"no function": "", "other sources": LIBRARY, "truncated": LIBRARY}.get(how)
     if text is None:
         path.write_bytes({"empty": b"", "noise": b"noise " * 1000}[how])
         return
     source.write_text(text)
     options = ["-fPIC", '-DRNNKIT_SOURCE="old"', str(source), "-o", str(path)]
-    subprocess.check_call([*compiler, *build.LINK_FLAGS, *options])
+    subprocess.check_call([*compiler, *LINK_FLAGS, *options])
     source.unlink()
     if how == "truncated":
         os.truncate(path, path.stat().st_size - 1)
@@ -149,10 +157,10 @@ def damaged(path, how):
 def test_a_broken_file_is_named_once_and_another_built(
     packaged, csrc, where, how, reason, monkeypatch
 ):
-    path = packaged if where == "package" else cache.place(build.source_hash(csrc))
+    path = packaged if where == "package" else cached(csrc)
     damaged(path, how)
     with pytest.warns(RuntimeWarning) as warned:
-        assert works(load.library()[0])
+        assert works(native.library()[0])
     assert len(warned) == 1
     assert re.search(f"{re.escape(str(path))} cannot be .*({reason})", str(warned[0].message))
     monkeypatch.setenv("RNNKIT_BUILD", "0")
@@ -162,16 +170,16 @@ def test_a_broken_file_is_named_once_and_another_built(
 
 @compiles
 def test_the_package_comes_first_and_needs_no_sources(packaged, csrc, monkeypatch, recwarn):
-    build.build(packaged, csrc, build.find_compiler())
+    Cpu().build(packaged, csrc)
     monkeypatch.setenv("RNNKIT_BUILD", "0")
-    assert load.library()[0]._name == str(packaged)
+    assert native.library()[0]._name == str(packaged)
     shutil.rmtree(csrc)
     assert works(ask_again(monkeypatch)[0]) and not recwarn
 
 
 def test_reasons_without_a_compiler(fresh, csrc, monkeypatch, recwarn):
     monkeypatch.setenv("CXX", "no-such-compiler -O3")
-    assert re.search(r"no working C\+\+ compiler .*no-such-compiler", load.library()[1])
+    assert re.search(r"no working C\+\+ compiler .*no-such-compiler", native.library()[1])
     monkeypatch.delenv("CXX")
     monkeypatch.setenv("PATH", "")
     library, reason = ask_again(monkeypatch)
@@ -189,7 +197,7 @@ def test_reasons_without_a_compiler(fresh, csrc, monkeypatch, recwarn):
 @compiles
 def test_what_the_compiler_refuses_is_remembered(fresh, csrc, log, monkeypatch, recwarn):
     (csrc / "cpu" / "kernels.cpp").write_text("static int broken = no_such_name;")
-    assert re.search(r"kernels.cpp:1:.*no_such_name", load.library()[1])
+    assert re.search(r"kernels.cpp:1:.*no_such_name", native.library()[1])
     (warned,) = (str(warning.message) for warning in recwarn.list)
     assert "no_such_name" in warned
     recwarn.clear()
@@ -215,16 +223,16 @@ def test_a_new_library_that_cannot_be_started_is_not_built_again(fresh, csrc, lo
 @compiles
 def test_a_cache_that_cannot_be_written_is_a_reason(fresh, tmp_path, monkeypatch, recwarn):
     (tmp_path / "cache").write_text("a file where the folder should be")
-    library, reason = load.library()
+    library, reason = native.library()
     assert library is None and str(tmp_path / "cache") in reason and not recwarn
 
 
 @compiles
 def test_a_torch_without_the_function(packaged, csrc, log, monkeypatch, recwarn):
-    build.build(packaged, csrc, build.find_compiler(), ("baseline",))
+    Cpu(("baseline",)).build(packaged, csrc)
     monkeypatch.setattr(torch._C, "__file__", str(packaged))
     before = links(log())
-    library, reason = load.library()
+    library, reason = native.library()
     assert library is None and links(log()) == before
     (warned,) = (str(warning.message) for warning in recwarn.list)
     for text in (warned, reason):

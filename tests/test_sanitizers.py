@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 from tiny_library import compiles
 
-from rnnkit.native import build, cache
+from rnnkit.native import cache
+from rnnkit.native.recipes import cpu as recipe
 
 NATIVE = Path(__file__).parent / "native"
 CSRC = Path(__file__).parents[1] / "csrc"
-BEST = cache.instruction_sets()[-1]
+BEST = recipe.instruction_sets()[-1]
 MEMORY, THREADS = "address,undefined", "thread"
 # New memory is filled with ones, which are NaN: a result of what nobody wrote is seen, too.
 OPTIONS = {
@@ -31,8 +32,8 @@ pytestmark = compiles
 
 def compiled(target, sanitizer, options, sources):
     """Compiles a program; returns how that went."""
-    compiler = build.find_compiler().command
-    given = [*build.FLAGS, "-O1", "-g1", "-fno-omit-frame-pointer", f"-fsanitize={sanitizer}"]
+    compiler = recipe.find_compiler().command
+    given = [*recipe.FLAGS, "-O1", "-g1", "-fno-omit-frame-pointer", f"-fsanitize={sanitizer}"]
     command = [*compiler, *given, "-fno-sanitize-recover=all", *options, *map(str, sources)]
     return subprocess.run([*command, "-o", str(target)], capture_output=True, text=True)
 
@@ -52,14 +53,14 @@ def program(pytestconfig, folder, sanitizer, instruction_set, storage):
     """The program for one storage type and instruction set, compiled when its sources changed."""
     sources = [NATIVE / "kernels.cpp", NATIVE / "main.cpp", CSRC / "cpu" / "library.cpp"]
     options = [
-        *build.INSTRUCTION_SETS[instruction_set],
+        *recipe.INSTRUCTION_SETS[instruction_set],
         *(f"-DRNNKIT_ISA={instruction_set}", f"-DRNNKIT_STORAGE={storage}"),
         *(f"-DRNNKIT_HAS_{instruction_set.upper()}", '-DRNNKIT_SOURCE=""', f"-I{CSRC}"),
     ]
-    digest = hashlib.sha256(build.source_hash(CSRC).encode())
+    digest = hashlib.sha256(recipe.Cpu.source_hash(CSRC).encode())
     for part in (__file__, *sorted(NATIVE.iterdir())):
         digest.update(Path(part).read_bytes())
-    digest.update(repr((build.find_compiler(), sanitizer, options)).encode())
+    digest.update(repr((recipe.find_compiler(), sanitizer, options)).encode())
     programs = pytestconfig.cache.mkdir("sanitizers")
     name = f"{sanitizer.replace(',', '-')}-{instruction_set}-{storage}"
     target = programs / f"{name}-{digest.hexdigest()[:16]}"
@@ -94,8 +95,8 @@ def run(path, instruction_set, *what):
             pytest.param(*values, marks=pytest.mark.slow)
             for values in (
                 *((MEMORY, "baseline", storage) for storage in ("double", "bfloat16")),
-                *((MEMORY, BEST, storage) for storage in build.STORAGE if BEST != "baseline"),
-                *((THREADS, BEST, storage) for storage in build.STORAGE if BEST != "baseline"),
+                *((MEMORY, BEST, storage) for storage in recipe.STORAGE if BEST != "baseline"),
+                *((THREADS, BEST, storage) for storage in recipe.STORAGE if BEST != "baseline"),
             )
         ),
     ],

@@ -2,7 +2,8 @@
 
 import pytest
 
-from rnnkit.native import build
+from rnnkit.native.recipes import NoLibrary
+from rnnkit.native.recipes.cpu import find_compiler
 
 # The sum is computed on torch's threads.
 LIBRARY = """
@@ -39,11 +40,35 @@ void JOIN(special, RNNKIT_ISA, RNNKIT_STORAGE)(int64_t n, const double* x, doubl
 }
 """
 
+CUDA_LIBRARY = """
+#define EXPORT extern "C" __attribute__((visibility("default")))
+EXPORT const char* rnnkit_source() { return RNNKIT_SOURCE; }
+EXPORT int rnnkit_ready() { return 0; }
+EXPORT const char* rnnkit_error(int) { return "the driver is too old"; }
+"""
+# What nvcc does for the host, by a C++ compiler. It lists its calls.
+NVCC = """#!/bin/sh
+echo "$@" >> {log}
+case "$1" in
+--version) echo "{version}"; exit ;;
+--list-gpu-arch) printf 'compute_%s\\n' 75 80 86 90 100; exit ;;
+esac
+for word do
+    shift
+    case "$word" in
+    -gencode=* | -cudart=* | -Xcompiler=*) ;;
+    *.cu) set -- "$@" -x c++ "$word" ;;
+    *) set -- "$@" "$word" ;;
+    esac
+done
+exec {compiler} -fPIC "$@"
+"""
+
 
 def has_compiler():
     try:
-        return bool(build.find_compiler())
-    except build.NoLibrary:
+        return bool(find_compiler())
+    except NoLibrary:
         return False
 
 
@@ -60,3 +85,21 @@ def write_sources(csrc):
 def works(library):
     """Whether it is there, and computes."""
     return library is not None and library.sum_below(1000) == 499500
+
+
+def write_cuda_sources(csrc):
+    """csrc is the folder to make."""
+    (csrc / "cuda").mkdir(parents=True)
+    (csrc / "cuda" / "library.cu").write_text(CUDA_LIBRARY)
+    for name in ("kernels", "stepwise"):
+        (csrc / "cuda" / f"{name}.cu").write_text("static int unused;")
+
+
+def write_nvcc(home, version="nvcc of the tests"):
+    """Makes a CUDA compiler in a folder for CUDA_HOME; returns what lists its calls."""
+    path, log = home / "bin" / "nvcc", home / "log"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    compiler = " ".join(find_compiler().command)
+    path.write_text(NVCC.format(log=log, version=version, compiler=compiler))
+    path.chmod(0o755)
+    return lambda: log.read_text().splitlines() if log.exists() else []

@@ -44,6 +44,14 @@ int launch(void (*kernel)(P...), const Launch& how, std::common_type_t<P>... arg
     return int(error);
 }
 
+// 0, or why nothing can be launched: a driver that is older than this runtime, or none.
+inline int ready() {
+    int count;
+    const cudaError_t error = cudaGetDeviceCount(&count);
+    if (error != cudaSuccess) cudaGetLastError();
+    return int(error);
+}
+
 inline const char* launch_error(int code) { return cudaGetErrorString(cudaError_t(code)); }
 
 }  // namespace rnnkit

@@ -46,4 +46,7 @@ EXPORT int rnnkit_launch(const Entry* entry, const Arguments* a, const Form* for
     return entry->launch(*a, *form);
 }
 
+// Whether kernels can be launched here, as rnnkit_launch() says it.
+EXPORT int rnnkit_ready() { return ready(); }
+
 EXPORT const char* rnnkit_error(int code) { return launch_error(code); }

@@ -1,4 +1,4 @@
-"""The functions of the CUDA library."""
+"""The CUDA library: its functions, and where it comes from."""
 
 from __future__ import annotations
 
@@ -6,7 +6,12 @@ import ctypes
 from functools import lru_cache
 from typing import Any
 
+import torch
+
+from ..native import load
 from ..native.arguments import Arguments
+from ..native.recipes import Cuda, NoLibrary
+from ..native.recipes.cuda import OLDEST
 from .arguments import Form
 from .plan import KINDS
 
@@ -50,6 +55,9 @@ class Library:
             raise RuntimeError(f"rnnkit's CUDA kernels: {said}")
 
 
+Found = tuple[Library | None, str | None]
+
+CPU = torch.device("cpu")
 _installed: Library | None = None
 
 
@@ -59,6 +67,41 @@ def install(library: Library | None) -> None:
     _installed = library
 
 
-def find() -> tuple[Library | None, str | None]:
-    """The library in use, or None and the reason."""
-    return (_installed, None) if _installed else (None, "its library is not built")
+def find(device: torch.device = CPU) -> Found:
+    """The library for tensors on a device, built if need be, or None and the reason."""
+    if _installed is not None:
+        return _installed, None
+    return for_gpu(device) if device.type == "cuda" else (None, "its kernels run on a GPU")
+
+
+@lru_cache
+def for_gpu(device: torch.device) -> Found:
+    capability = torch.cuda.get_device_capability(device)
+    if torch.version.hip is None and capability < OLDEST:
+        oldest, this = (".".join(map(str, each)) for each in (OLDEST, capability))
+        return None, f"its kernels need compute capability {oldest}, and {device} has {this}"
+    library, reason = load.once("CUDA", search)
+    return (None, reason) if library is None else (Library(library._name), None)
+
+
+def look() -> str:
+    """Where the library is, or why it is not there yet: this process compiles none."""
+    library, reason = load.once("CUDA", lambda: search(compile=False))
+    return reason or str(library and library._name)
+
+
+class Loader(load.Loader):
+    def start(self, library: ctypes.CDLL) -> None:
+        library.rnnkit_error.restype = ctypes.c_char_p
+        code = library.rnnkit_ready()
+        if code != 0:
+            raise NoLibrary(library.rnnkit_error(code).decode())
+
+
+def search(compile: bool = True) -> load.Found:
+    """For all visible GPUs that the kernels can run on."""
+    if torch.version.hip is not None:
+        return None, "its kernels are in CUDA C++, and this torch is for ROCm"
+    cards = map(torch.cuda.get_device_capability, range(torch.cuda.device_count()))
+    recipe = Cuda([card for card in cards if card >= OLDEST])
+    return Loader(recipe).search(compile)

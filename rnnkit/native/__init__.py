@@ -1,5 +1,5 @@
-"""The CPU kernels' library: `build` compiles it, `load` finds it."""
+"""Libraries of kernels in C++ and CUDA: `recipes` say how they are compiled, `load` finds them."""
 
-from .load import library, parallel_for
+from .cpu import library, parallel_for
 
 __all__ = ["library", "parallel_for"]

@@ -15,33 +15,18 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
-from . import build
+from .recipes import Compiler, Failure, NoLibrary, Recipe
 
 
-def instruction_sets() -> tuple[str, ...]:
-    """The baseline and the best that this CPU has; all, where the kernel does not say."""
-    try:
-        with open("/proc/cpuinfo") as file:
-            words = next(line for line in file if line.startswith("flags")).split()
-    except (OSError, StopIteration):
-        return tuple(build.INSTRUCTION_SETS)
-    usable = [
-        name
-        for name, flags in build.INSTRUCTION_SETS.items()
-        if all(flag.removeprefix("-m") in words for flag in flags)
-    ]
-    return tuple(dict.fromkeys(("baseline", usable[-1])))
-
-
-def place(source: str) -> Path:
+def place(recipe: Recipe, source: str) -> Path:
     """Where the library of these sources is, apart from those of other machines with this home."""
     try:
         root = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     except RuntimeError as error:
-        raise build.NoLibrary(f"there is no folder for it: {error}") from None
+        raise NoLibrary(f"there is no folder for it: {error}") from None
     libc = "".join(platform.libc_ver())
-    kind = (source[:16], sys.platform, platform.machine(), libc, instruction_sets()[-1])
-    return root / "rnnkit" / "-".join(filter(None, kind)) / build.LIBRARY
+    kind = (source[:16], sys.platform, platform.machine(), libc, *recipe.key)
+    return root / "rnnkit" / "-".join(filter(None, kind)) / recipe.library
 
 
 @contextmanager
@@ -61,26 +46,35 @@ def locked(folder: Path) -> Iterator[None]:
                 fcntl.flock(file, fcntl.LOCK_UN)
 
 
-@contextmanager
-def remembering(path: Path, compiler: build.Compiler) -> Iterator[None]:
-    """Lets a compiler try once: what it failed by is raised again, without another try."""
-    note = path.with_name("failure.txt")
+def check_not_failed(path: Path, compiler: Compiler) -> None:
+    """Raises anew what this compiler failed by."""
+    note = failure(path)
     who, _, what = note.read_text().partition("\n") if note.exists() else ("", "", "")
     if who == repr(compiler):
-        raise build.NoLibrary(f"{what} (from {note}: without this file it is tried again)")
+        raise NoLibrary(f"{what} (from {note}: without this file it is tried again)")
+
+
+def failure(path: Path) -> Path:
+    return path.with_name("failure.txt")
+
+
+@contextmanager
+def remembering(path: Path, compiler: Compiler) -> Iterator[None]:
+    """Lets a compiler try once: what it failed by is raised again, without another try."""
+    check_not_failed(path, compiler)
     try:
         yield
-    except build.Failure as error:
-        note.write_text(f"{compiler!r}\n{error}")
+    except Failure as error:
+        failure(path).write_text(f"{compiler!r}\n{error}")
         path.unlink(missing_ok=True)
         raise
-    note.unlink(missing_ok=True)
+    failure(path).unlink(missing_ok=True)
 
 
-def fill(path: Path, csrc: Path, compiler: build.Compiler) -> None:
+def fill(path: Path, csrc: Path, recipe: Recipe) -> None:
     """Builds the library and says so, since the user waits."""
     say = partial(print, file=sys.stderr, flush=True)
-    say("rnnkit: compiling its CPU kernels, once (about a minute) ...")
+    say(f"rnnkit: compiling its {recipe.kernels} kernels, once ({recipe.duration}) ...")
     start = time.monotonic()
-    build.build(path, csrc, compiler, instruction_sets())
+    recipe.build(path, csrc)
     say(f"rnnkit: compiled in {time.monotonic() - start:.0f} s")

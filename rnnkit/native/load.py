@@ -1,4 +1,4 @@
-"""Finds the CPU kernels' library, or builds it once, when it is first asked for.
+"""Finds a library, or builds it once, when it is first asked for.
 
 It is looked for in the package, where a wheel has it, and in the cache, where a first use built it.
 A library says which sources it was built from: none runs with Python code of another time.
@@ -12,15 +12,12 @@ import os
 import struct
 import threading
 import warnings
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-import torch
-
-from . import build, cache
-from .build import Failure, NoLibrary
-
-__all__ = ["library", "parallel_for"]
+from . import cache
+from .recipes import Failure, NoLibrary, Recipe, check_allowed
 
 PACKAGE = Path(__file__).resolve().parents[1]
 # In a wheel, and in a checkout.
@@ -29,16 +26,16 @@ SOURCES = (PACKAGE / "csrc", PACKAGE.parent / "csrc")
 Found = tuple[ctypes.CDLL | None, str | None]
 
 _lock = threading.Lock()
-_found: Found | None = None
+_found: dict[str, Found] = {}
 
 
-def library() -> Found:
-    """The library, started, or None and the reason why there is none."""
-    global _found
-    if _found is None:
+def once(name: str, search: Callable[[], Found]) -> Found:
+    """What the first search for a library of that name found."""
+    if name not in _found:
         with _lock:
-            _found = _found or search()
-    return _found
+            if name not in _found:
+                _found[name] = search()
+    return _found[name]
 
 
 def renew_lock() -> None:
@@ -51,74 +48,107 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=renew_lock)
 
 
-def search() -> Found:
-    """The first library that can be used: the package's, the cache's or a new one.
+class Loader:
+    """The places of one recipe's library, each of which has it, has it not, or says why not."""
 
-    Warns of what the user should know: a library that cannot be used, a compiler that failed.
-    """
-    csrc = next((folder for folder in SOURCES if build.sources(folder)), None)
-    source = None if csrc is None else build.source_hash(csrc)
-    reasons = []
-    for where in (packaged, cached, compiled):
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.csrc = next((folder for folder in SOURCES if recipe.sources(folder)), None)
+        self.source = None if self.csrc is None else recipe.source_hash(self.csrc)
+
+    def check(self) -> None:
+        """Raises where no library could be started."""
+
+    def start(self, library: ctypes.CDLL) -> None:
+        """Gives a library what it needs."""
+
+    def search(self, compile: bool = True) -> Found:
+        """The first library that can be used: the package's, the cache's or a new one.
+
+        Warns of what the user should know: a library that cannot be used, a compiler that failed.
+        """
+        reasons = []
+        for where in (self.packaged, self.cached, self.compiled if compile else self.promised):
+            try:
+                found = where()
+            except Failure as error:
+                about = f"rnnkit's {self.recipe.kernels} kernels: {error}"
+                warnings.warn(about, RuntimeWarning, stacklevel=5)
+                reasons.append(str(error))
+            except (NoLibrary, OSError) as error:
+                reasons.append(str(error))
+            else:
+                if found is not None:
+                    return found, None
+        return None, f"its library is not there: {'; '.join(dict.fromkeys(reasons))}"
+
+    def packaged(self) -> ctypes.CDLL | None:
+        return self.started(PACKAGE / "native" / self.recipe.library)
+
+    def cached(self) -> ctypes.CDLL | None:
+        return None if self.source is None else self.started(cache.place(self.recipe, self.source))
+
+    def compilable(self) -> tuple[Path, Path]:
+        """Where it would be compiled to and of what; or raises with the reason why not."""
+        if self.csrc is None or self.source is None:
+            raise NoLibrary("the package has neither it nor its sources")
+        check_allowed()
+        path = cache.place(self.recipe, self.source)
+        cache.check_not_failed(path, self.recipe.compiler)
+        self.check()
+        return path, self.csrc
+
+    def compiled(self) -> ctypes.CDLL | None:
+        path, csrc = self.compilable()
+        with cache.locked(path.parent):
+            with suppress(Failure):
+                if found := self.started(path):
+                    return found  # another process has built it meanwhile
+            with cache.remembering(path, self.recipe.compiler):
+                cache.fill(path, csrc, self.recipe)
+                return self.started(path)
+
+    def promised(self) -> None:
+        self.compilable()
+        raise NoLibrary(f"it is compiled when it is first used ({self.recipe.duration})")
+
+    def started(self, path: Path) -> ctypes.CDLL | None:
+        """Loads and starts a library, if the file is there and this machine can use it."""
+        if not path.exists():
+            return None
+        library = opened(path)
         try:
-            found = where(csrc, source)
-        except Failure as error:
-            warnings.warn(f"rnnkit's CPU kernels: {error}", RuntimeWarning, stacklevel=3)
-            reasons.append(str(error))
-        except (NoLibrary, OSError) as error:
-            reasons.append(str(error))
-        else:
-            if found is not None:
-                return found, None
-    return None, f"its library is not there: {'; '.join(reasons)}"
+            reason = self.recipe.why_not(self.processors(library))
+            if reason is None:
+                self.start(library)
+                return library
+        except (NoLibrary, AttributeError) as error:
+            close(library)
+            raise Failure(f"{path} cannot be used: {error}") from None
+        close(library)
+        raise NoLibrary(f"{path} cannot be used: {reason}")
+
+    def processors(self, library: ctypes.CDLL) -> list[str]:
+        """What a library was compiled for; raises if it was of other sources than those here."""
+        library.rnnkit_source.restype = ctypes.c_char_p
+        built_from, *processors = library.rnnkit_source().decode().split()
+        if self.source not in (None, built_from):
+            wanted = str(self.source)[:16]
+            raise NoLibrary(f"it was built from other sources ({built_from[:16]}, not {wanted})")
+        return processors
 
 
-def packaged(csrc: Path | None, source: str | None) -> ctypes.CDLL | None:
-    return started(PACKAGE / "native" / build.LIBRARY, source)
-
-
-def cached(csrc: Path | None, source: str | None) -> ctypes.CDLL | None:
-    return None if source is None else started(cache.place(source), source)
-
-
-def compiled(csrc: Path | None, source: str | None) -> ctypes.CDLL | None:
-    if csrc is None or source is None:
-        raise NoLibrary("the package has neither it nor its sources")
-    compiler = build.find_compiler()
-    parallel_for()
-    path = cache.place(source)
-    with cache.locked(path.parent):
-        with suppress(Failure):
-            if found := started(path, source):
-                return found  # another process has built it meanwhile
-        with cache.remembering(path, compiler):
-            cache.fill(path, csrc, compiler)
-            return started(path, source)
-
-
-def started(path: Path, source: str | None) -> ctypes.CDLL | None:
-    """Loads and starts a library, if the file is there; `source` is what it must say, if known."""
-    if not path.exists():
-        return None
+def opened(path: Path) -> ctypes.CDLL:
     try:
         refuse_part(path)
-        found = ctypes.CDLL(str(path))
+        return ctypes.CDLL(str(path))
     except (NoLibrary, OSError) as error:
         raise Failure(f"{path} cannot be loaded: {error}") from None
-    try:
-        found.rnnkit_source.restype = ctypes.c_char_p
-        built_from = found.rnnkit_source().decode()
-        if source not in (None, built_from):
-            raise NoLibrary(
-                f"it was built from other sources ({built_from[:16]}, not {source[:16]})"
-            )
-        found.rnnkit_start.argtypes, found.rnnkit_start.restype = [ctypes.c_void_p], None
-        found.rnnkit_start(parallel_for())
-    except (NoLibrary, AttributeError) as error:
-        # While it is open, a file that is built in its place would not be read.
-        _ctypes.dlclose(found._handle)
-        raise Failure(f"{path} cannot be used: {error}") from None
-    return found
+
+
+def close(library: ctypes.CDLL) -> None:
+    """While it is open, a file that is built in its place would not be read."""
+    _ctypes.dlclose(library._handle)
 
 
 def refuse_part(path: Path) -> None:
@@ -130,13 +160,3 @@ def refuse_part(path: Path) -> None:
         size, count = struct.unpack_from("<HH", header, 58)
         if path.stat().st_size < sections + size * count:
             raise NoLibrary("its end is missing")
-
-
-def parallel_for() -> int:
-    """The address of torch_parallel_for: with it the library shares torch's threads."""
-    try:
-        # This looks through all that torch._C is linked with, libtorch_cpu among it.
-        function = ctypes.CDLL(torch._C.__file__).torch_parallel_for
-    except (AttributeError, OSError) as error:
-        raise NoLibrary(f"torch {torch.__version__} lacks what it needs: {error}") from None
-    return ctypes.cast(function, ctypes.c_void_p).value or 0
