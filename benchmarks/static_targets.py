@@ -12,6 +12,7 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 
+from rnnkit.cuda.plan import A100, H100
 from rnnkit.triton.launch import Launch
 
 DTYPES = {
@@ -30,8 +31,8 @@ class Target(NamedTuple):
 
 
 TARGETS = {
-    "sm_80": Target(GPUTarget("cuda", 80, 32), 163 * 1024),
-    "sm_90": Target(GPUTarget("cuda", 90, 32), 227 * 1024),
+    "sm_80": Target(GPUTarget("cuda", 80, 32), A100.shared_bytes),
+    "sm_90": Target(GPUTarget("cuda", 90, 32), H100.shared_bytes),
     "sm_100": Target(GPUTarget("cuda", 100, 32), 227 * 1024),
     "gfx942": Target(GPUTarget("hip", "gfx942", 64), 64 * 1024),
 }
@@ -69,13 +70,17 @@ def measure(row: dict[str, Any], launch: Launch) -> dict[str, Any]:
     return row | amd_usage(kernel.asm["amdgcn"])
 
 
+def tool(name: str) -> str:
+    """A program of NVIDIA's that triton's wheel carries."""
+    return str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name)
+
+
 def cubin_usage(cubin: bytes) -> dict[str, int]:
-    """Registers and stack of a cubin, by the cuobjdump that triton's wheel carries."""
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    """Registers and stack of a cubin."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        command = [str(tool), "-res-usage", file.name]
+        command = [tool("cuobjdump"), "-res-usage", file.name]
         text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     found = re.search(r"REG:(\d+) STACK:(\d+)", text)
     assert found, text

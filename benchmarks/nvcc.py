@@ -1,0 +1,100 @@
+"""NVIDIA's compiler: the kernels of csrc/cuda for a GPU that need not be here, with its figures."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from rnnkit.cuda.arguments import Form
+from rnnkit.native.arguments import Arguments
+from rnnkit.native.recipes import Cuda
+
+from . import sass
+from .facts import ROOT
+from .static_targets import tool
+
+SOURCE = ROOT / "csrc" / "cuda" / "kernels.cu"
+RECIPE = Cuda()
+# What ptxas says of a kernel, and the part of it that each figure is in.
+SAID = re.compile(r"Compiling entry function '(\w+)'(.+?)Compile time", re.DOTALL)
+FIGURES = {
+    "registers": r"Used (\d+) registers",
+    "stack": r"(\d+) bytes stack frame",
+    "stores": r"(\d+) bytes spill stores",
+    "loads": r"(\d+) bytes spill loads",
+    "shared": r"(\d+) bytes smem",
+}
+
+
+class Kernel(NamedTuple):
+    """One kernel as it was compiled. cell: its name for the library; figures: the compiler's."""
+
+    cell: str
+    unit_tiles: int
+    backward: bool
+    figures: dict[str, int]
+    code: sass.Function
+
+    def arguments_of(self, block: sass.Block) -> set[str]:
+        """The arguments of the launch that a block looks at."""
+        fields = (*Arguments._fields, *Form._fields)
+        found = re.findall(r"c\[0x0\]\[(0x[0-9a-f]+)\]", "\n".join(block.code))
+        places = [(int(place, 16) - self.code.parameters) // 8 for place in found]
+        return {fields[k] for k in places if 0 <= k < len(fields)}
+
+
+def targets() -> list[str]:
+    """What it compiles for; raises NoLibrary where there is no compiler."""
+    return [f"sm_{major}{minor}" for major, minor in RECIPE.known()]
+
+
+def compile_kernels(target: str, kind: str) -> list[Kernel]:
+    """All kernels of one kind of product."""
+    with tempfile.TemporaryDirectory() as folder:
+        cubin = str(Path(folder, "kernels.cubin"))
+        options = ["-cubin", f"-arch={target}", f"-DRNNKIT_KIND={kind}", "-Xptxas=-v"]
+        command = [*RECIPE.compiler.command, *RECIPE.flags, *options, str(SOURCE), "-o", cubin]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode != 0:
+            raise RuntimeError(f"{' '.join(command)}\n{done.stderr}")
+        code = subprocess.check_output([tool("nvdisasm"), cubin], text=True)
+    return sorted(kernels(done.stderr, sass.functions(code)), key=lambda kernel: kernel[:3])
+
+
+def kernels(said: str, functions: dict[str, sass.Function]) -> Iterator[Kernel]:
+    """What the compiler said of each kernel, with its code."""
+    figures = {name: figures_of(text) for name, text in SAID.findall(said)}
+    names = subprocess.check_output(["c++filt", *figures], text=True).splitlines()
+    for (mangled, found), name in zip(figures.items(), names, strict=True):
+        cell, unit_tiles, backward = described(name)
+        yield Kernel(cell, unit_tiles, backward, found, functions[mangled])
+
+
+def figures_of(text: str) -> dict[str, int]:
+    """The figures, zero where it says nothing."""
+    found = {name: re.search(pattern, text) for name, pattern in FIGURES.items()}
+    return {name: int(each[1]) if each else 0 for name, each in found.items()}
+
+
+def described(name: str) -> tuple[str, int, bool]:
+    """The cell, tiles of units and direction of persistent<Kind, Cell, UNIT_TILES, BACKWARD>."""
+    found = re.search(r"persistent<.+?, (\w+<.+>), (\d+), (true|false)>\(", plain(name))
+    assert found, name
+    return registered(found[1]), int(found[2]), found[3] == "true"
+
+
+def plain(name: str) -> str:
+    """A type as the source has it, where M is the kind's functions."""
+    return re.sub(r"GpuMath<\w+>", "M", name.replace("rnnkit::", "").replace(" >", ">"))
+
+
+def registered(cell: str) -> str:
+    """The name under which the source registers a cell, whose type may leave out the last words."""
+    found = re.findall(r'CELL\("(\w+)", (.+)>\)', SOURCE.read_text())
+    matching = [(kind, name) for name, kind in found if cell.startswith(kind)]
+    assert matching, f"{SOURCE} registers no {cell}"
+    return max(matching, key=lambda each: len(each[0]))[1]

@@ -1,0 +1,108 @@
+"""The kernels of csrc/cuda that `benchmarks.static` compiles, and what a step of theirs takes.
+
+fit: blocks of a multiprocessor. Of the loop over time, body: all instructions; local: those that
+use local memory; issued: those that a warp runs for a step of one chunk where no optional argument
+is given; barriers, products: how many of them are such. A step takes at least issue_us, which is
+what a multiprocessor needs to issue them for all chunks; plan_us by the planner's model; floor_us
+if the kernel is a good one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import product
+from typing import Any
+
+from rnnkit.cells import find
+from rnnkit.cuda.plan import KINDS, WARPS, Plan, Tile, kind_of
+from rnnkit.native.recipes import NoLibrary
+
+from . import nvcc
+from .plan import MODELS, microseconds
+from .static_targets import DTYPES, TARGETS
+from .time_loop import Loop
+
+Row = dict[str, Any]
+GPUS = {"sm_80": "A100", "sm_90": "H100", "sm_100": "B200"}
+# By (B, H): us of a step of a good LSTM of 16 bits on an H100, forward and backward (derived).
+FLOORS = {
+    (64, 256): (0.67, 0.81),
+    (64, 512): (1.21, 1.56),
+    (64, 1024): (2.5, 4.0),
+    (256, 512): (2.2, 2.9),
+}
+SHORT = ("half", "bfloat16")
+# Registers and threads of a multiprocessor; what it keeps of shared memory for each block.
+REGISTERS, MOST_THREADS, RESERVED = 65536, 2048, 1024
+
+
+def rows(args: argparse.Namespace) -> Iterator[Row]:
+    """For every target and kind: every kernel at every shape."""
+    try:
+        known = nvcc.targets()
+    except NoLibrary as reason:
+        print(f"cuda: skipped, {reason}", file=sys.stderr)
+        return
+    targets = [name for name in args.targets if name in GPUS]
+    if unknown := [name for name in targets if name not in known]:
+        print(f"cuda: skipped {', '.join(unknown)}, which nvcc does not know", file=sys.stderr)
+    cases = [case for case in product(targets, kinds_of(args.dtypes)) if case[0] in known]
+    cells = {find(name).kernel or name for name in args.cells}
+    shapes = [(64, H) for H in args.sizes] if args.sizes else list(FLOORS)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        compiled = pool.map(lambda case: nvcc.compile_kernels(*case), cases)
+        for (target, kind), kernels in zip(cases, compiled, strict=True):
+            for kernel in kernels:
+                if kernel.cell in cells:
+                    yield from rows_of(kernel, target, kind, shapes)
+
+
+def kinds_of(dtypes: list[str]) -> list[str]:
+    """The kinds of product that these dtypes may be multiplied by."""
+    several = product(dtypes, ("tf32", "ieee"))
+    found = {kind_of(DTYPES[dtype], precision) for dtype, precision in several}
+    return [kind for kind in KINDS if kind in found]
+
+
+def rows_of(
+    kernel: nvcc.Kernel, target: str, kind: str, shapes: list[tuple[int, int]]
+) -> Iterator[Row]:
+    """One kernel at every shape; where it has no plan, the reason."""
+    tile = Tile(kernel.cell, kind, kernel.unit_tiles, kernel.backward)
+    loop, figures = Loop(kernel, tile), kernel.figures
+    for B, H in shapes:
+        chosen = tile.plan(H, B, 1, MODELS[GPUS[target]].gpu)
+        shared = figures["shared"] + getattr(chosen, "shared_bytes", 0)
+        row: Row = {"operator": "cuda", "target": target, "cell": kernel.cell, "kind": kind}
+        row |= {"unit_tiles": kernel.unit_tiles, "B": B, "H": H, "backward": kernel.backward}
+        row |= {"warps": WARPS, "registers": figures["registers"], "stack": figures["stack"]}
+        row |= {"shared": shared, "limit": TARGETS[target].shared}
+        row |= {"fit": fit(figures["registers"], shared, TARGETS[target].shared)}
+        row |= {"spilled": figures["stores"] + figures["loads"], **loop.figures(H)}
+        yield row | (times(row, chosen) if isinstance(chosen, Plan) else {"reason": chosen})
+
+
+def fit(registers: int, shared: int, limit: int) -> int:
+    """Blocks that fit on a multiprocessor at once."""
+    threads = 32 * WARPS
+    by_registers = REGISTERS // (-(-registers // 8) * 8 * threads)
+    return min(by_registers, (limit + RESERVED) // (shared + RESERVED), MOST_THREADS // threads)
+
+
+def times(row: Row, chosen: Plan) -> Row:
+    """What a step takes by its instructions and by the planner, and what it could take."""
+    model = MODELS[GPUS[row["target"]]]
+    # A multiprocessor has four schedulers, each of which issues one instruction a cycle.
+    issuing = chosen.chunks * row["issued"] * WARPS / 4
+    found = {
+        "chunks": chosen.chunks,
+        "issue_us": microseconds(issuing, model),
+        "plan_us": microseconds(chosen.cycles, model),
+    }
+    of_floors = (row["target"], row["cell"]) == ("sm_90", "lstm") and row["kind"] in SHORT
+    floors = FLOORS.get((row["B"], row["H"])) if of_floors else None
+    return found | ({"floor_us": floors[row["backward"]]} if floors else {})
