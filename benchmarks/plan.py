@@ -15,7 +15,8 @@ from itertools import product
 from typing import Any, NamedTuple
 
 from rnnkit.cells import CELLS
-from rnnkit.cuda.plan import A100, H100, KINDS, Gpu, Plan, Tile, plan
+from rnnkit.cuda.plan import A100, H100, Gpu, Plan, Tile, plan
+from rnnkit.native.recipes.cuda import KINDS
 
 
 class Model(NamedTuple):

@@ -18,8 +18,9 @@ from itertools import product
 from typing import Any
 
 from rnnkit.cells import find
-from rnnkit.cuda.plan import KINDS, WARPS, Plan, Tile, kind_of
+from rnnkit.cuda.plan import WARPS, Plan, Tile, kind_of
 from rnnkit.native.recipes import NoLibrary
+from rnnkit.native.recipes.cuda import KINDS
 
 from . import nvcc
 from .plan import MODELS, microseconds

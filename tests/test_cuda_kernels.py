@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import DEVICE_NAME
 from cuda_harness import CSRC, emulates, emulator
+from layer_variants import minor
 from problems import KINDS, LARGER, Kind
 from problems import sample as sample_on
 from test_scan import assert_same, run
@@ -20,8 +21,8 @@ from rnnkit import dispatch
 from rnnkit.cells import CELLS
 from rnnkit.cuda import library, plan
 from rnnkit.cuda import scan as cuda_scan
-from rnnkit.cuda.plan import KINDS as PRODUCTS
 from rnnkit.cuda.plan import Gpu, Tile
+from rnnkit.native.recipes.cuda import KINDS as PRODUCTS
 from rnnkit.ops.scan import scan
 
 pytestmark = [] if DEVICE_NAME == "cuda" else [emulates]
@@ -41,7 +42,11 @@ EVERY = KINDS | LARGER | SIZES
 def units(csrc, kinds=PRODUCTS):
     """What is compiled to a library."""
     kernels = [(csrc / "cuda" / "kernels.cu", f"-DRNNKIT_KIND={kind}") for kind in kinds]
-    return [(csrc / "cuda" / "library.cu", '-DRNNKIT_SOURCE="test"'), *kernels]
+    own = [
+        (csrc / "cuda" / "library.cu", '-DRNNKIT_SOURCE="test"'),
+        (csrc / "cuda" / "stepwise.cu",),
+    ]
+    return [*own, *kernels]
 
 
 def install(found):
@@ -86,10 +91,12 @@ def precision():
     switch.fp32_precision = before
 
 
-def cells():
-    """Those that the kernels have."""
-    names = re.findall(r'CELL\("(\w+)"', (CSRC / "cuda" / "kernels.cu").read_text())
-    return [name for name in names if name in CELLS and CELLS[name].norm is None]
+def cells(exclude=()):
+    """Those that the kernels have; what most variants of variants show, others show too."""
+    text = (CSRC / "cuda" / "kernels.cu").read_text()
+    known = set(re.findall(r'CELL\("([\w ]+)"', text))
+    names = [name for name in CELLS if cuda_scan.name_of(name) in known and name not in exclude]
+    return [pytest.param(v, marks=[pytest.mark.slow] if minor(v) else []) for v in names]
 
 
 def seed(emulated, value):
@@ -110,7 +117,15 @@ def on(name, inputs):
 @pytest.mark.parametrize("plain", cells())
 def test_equals_the_reference(cuda, gpu, unit_tiles, plain, kind):
     inputs = sample(plain, EVERY[kind], torch.float32)
-    assert_same(on("cuda", inputs), on("reference", inputs), 1e-5)
+    found, expected, exact = on("cuda", inputs), on("reference", inputs), in_double(inputs)
+    for name, v in exact.items():
+        # A norm over few units may enlarge every rounding, the reference's as well.
+        alike = 1e-5 * (1 + largest(v)) + 2 * largest(expected[name] - v)
+        assert largest(found[name] - v) < alike, name
+
+
+def largest(v):
+    return v.abs().max().item() if v.numel() else 0.0
 
 
 @pytest.mark.parametrize("plain", cells())
@@ -126,6 +141,8 @@ def test_under_every_schedule(cuda, gpu, unit_tiles, plain):
         assert all(torch.equal(found[name], first[name]) for name in first)
 
 
+# A rounding turns their slope where it moves them over the kink.
+RELUS = [name for name in CELLS if "relu" in name]
 # Roundings that a value meets in one step, forward and backward, at most, of the operands.
 ROUNDINGS = 6
 EPS = {"half": 2**-10, "bfloat16": 2**-7, "tf32": 2**-10}
@@ -134,19 +151,24 @@ DTYPES = {"half": torch.half, "bfloat16": torch.bfloat16, "tf32": torch.float}
 
 @pytest.mark.parametrize("size", ["rows", "blocks"])
 @pytest.mark.parametrize("kind", DTYPES)
-@pytest.mark.parametrize("plain", sorted(set(cells()) - {"rnn_relu"}))
+@pytest.mark.parametrize("plain", cells(exclude=RELUS))
 def test_rounded_products(cuda, unit_tiles, precision, plain, kind, size):
     """As far from the same problem in float64 as roundings explain."""
     precision(kind)
     inputs = sample(plain, SIZES[size], DTYPES[kind])
-    wide = {k: v.double() for k, v in inputs._asdict().items() if is_float(v)}
-    wide = {k: v.detach().requires_grad_(k in ("x", "w", "b", "s0", "p")) for k, v in wide.items()}
-    found, exact = on("cuda", inputs), on("reference", inputs._replace(**wide))
+    found, exact = on("cuda", inputs), in_double(inputs)
     bound = EPS[kind] / 2 * ROUNDINGS * math.sqrt(inputs.x.shape[0])
     for name, v in exact.items():
         if v.numel():
             error = (found[name].double() - v).abs().max() / v.abs().max()
             assert error < bound, (name, error, bound)
+
+
+def in_double(inputs):
+    """The same problem on the reference in float64."""
+    wide = {k: v.detach().double() for k, v in inputs._asdict().items() if is_float(v)}
+    wide = {k: v.requires_grad_(k in ("x", "w", "b", "s0", "p")) for k, v in wide.items()}
+    return on("reference", inputs._replace(**wide))
 
 
 def is_float(v):
@@ -224,7 +246,7 @@ def test_layers(cuda, plain):
 
 
 def tiles():
-    for cell in cells():
+    for cell in [param.values[0] for param in cells()]:
         for kind in PRODUCTS:
             for count in plan.UNIT_TILES:
                 for backward in (False, True):
@@ -233,9 +255,9 @@ def tiles():
 
 def test_the_planner_knows_the_kernels(cuda):
     """Its formulas give what the kernels say of themselves."""
-    found, _ = library.find(DEVICE_NAME)
+    found, _ = library.find(torch.device(DEVICE_NAME))
     for tile in tiles():
-        kernel = found.persistent(*tile)
+        kernel = found.persistent(cuda_scan.name_of(tile.cell), *tile[1:])
         assert kernel is not None, tile
         assert found.ask("columns", kernel) == tile.columns
         for H in (1, 20, 160, 513, 1024, 2048):
@@ -248,11 +270,11 @@ def test_the_planner_knows_the_kernels(cuda):
 # A defect, by the text that it replaces in a file of csrc/cuda, and what then stands there.
 PLANTED = {
     "a missing barrier": (
-        "persistent.h",
-        "        multiply(buffer(step, chunk), form.pitch, sums());\n        synchronise();\n",
-        "        multiply(buffer(step, chunk), form.pitch, sums());\n",
+        "exchange.h",
+        "(flag(chunk)) < all) pause();\n        synchronise();\n",
+        "(flag(chunk)) < all) pause();\n",
     ),
-    "a wrong epoch": ("persistent.h", "receive(k, c, k + 1);", "receive(k, c, k);"),
+    "a wrong epoch": ("exchange.h", "unsigned(rounds) * blocks_x()", "(rounds - 1u) * blocks_x()"),
     "a tile too few": (
         "product.h",
         "return (depth + WARPS * DEPTH - 1) / (WARPS * DEPTH);",
@@ -274,7 +296,7 @@ def test_defects_are_found(cuda, pytestconfig, tmp_path, defect):
     stubs = [f"Entries entries_{kind}() {{ return {{}}; }}" for kind in set(PRODUCTS) - {SINGLE}]
     others.write_text('#include "kernels.h"\nnamespace rnnkit {\n' + "\n".join(stubs) + "\n}\n")
     sources = [*units(tmp_path / "csrc", [SINGLE]), (others,)]
-    defective = emulator(pytestconfig, "defect", sources)
+    defective = emulator(pytestconfig, defect.replace(" ", "_"), sources)
     inputs = sample("lstm", Kind(sizes={"T": 3, "B": 20, "H": 150}), torch.float32, grad=False)
     with rnnkit.backend("reference"):
         expected = scan(*inputs)

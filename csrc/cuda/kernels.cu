@@ -22,7 +22,7 @@ using Kind = kinds::RNNKIT_KIND;
 using M = GpuMath<sizeof(Kind::S) == 2>;
 
 template <class C, int UNIT_TILES, bool BACKWARD> constexpr Entry entry(const char* cell) {
-    using P = Persistent<Kind, C, UNIT_TILES, BACKWARD>;
+    using P = Block<Kind, C, UNIT_TILES, BACKWARD>;
     return {cell,     UNIT_TILES,      BACKWARD, P::COLUMNS,
             P::pitch, P::shared_bytes, launch_persistent<Kind, C, UNIT_TILES, BACKWARD>};
 }
@@ -34,9 +34,18 @@ template <class C, int UNIT_TILES, bool BACKWARD> constexpr Entry entry(const ch
 constexpr Entry ENTRIES[] = {
     CELL("rnn_tanh", Rnn<M, false>),
     CELL("rnn_relu", Rnn<M, true>),
+    CELL("rnn_tanh_norm", NormedSums<Rnn<M, false>>),
+    CELL("rnn_relu_norm", NormedSums<Rnn<M, true>>),
     CELL("gru", Gru<M>),
+    CELL("gru_norm", NormedProducts<Gru<M>>),
+    CELL("gru_before", GruBefore<M>),
+    CELL("gru_before_norm", NormedProducts<GruBefore<M>>),
     CELL("lstm", Lstm<M, false, false, false>),
+    CELL("lstm_norm", NormedProducts<Lstm<M, false, true, false, false>>),
+    CELL("lstm_norm_carry", NormedProducts<Lstm<M, false, true, true, false>>),
     CELL("lstm_peephole", Lstm<M, true, false, false>),
+    CELL("lstm_peephole_norm", NormedProducts<Lstm<M, true, true, false, false>>),
+    CELL("lstm_peephole_norm_carry", NormedProducts<Lstm<M, true, true, true, false>>),
 };
 
 }  // namespace

@@ -22,7 +22,7 @@ EXPORT const char* rnnkit_source() { return RNNKIT_SOURCE; }
 EXPORT int64_t rnnkit_arguments_size() { return sizeof(Arguments); }
 EXPORT int64_t rnnkit_form_size() { return sizeof(Form); }
 
-// Null where there is none; kinds in the order of rnnkit/cuda/plan.py.
+// Null where there is none; kinds in the order of rnnkit/native/recipes/cuda.py.
 EXPORT const Entry* rnnkit_persistent(const char* cell, int64_t kind, int64_t unit_tiles,
                                       int64_t backward) {
     const Entries all[] = {entries_half(), entries_bfloat16(), entries_tf32(), entries_ieee()};

@@ -28,6 +28,14 @@ template <bool FAST> struct GpuMath {
     HOST_DEVICE static float positive(float v) { return v > 0 ? 1 : 0; }
 };
 
+HOST_DEVICE float inverse_root(float v) {
+#ifdef __CUDA_ARCH__
+    return rsqrtf(v);
+#else
+    return 1 / sqrtf(v);
+#endif
+}
+
 // Values of a storage type, and the arithmetic's.
 HOST_DEVICE float wide(float v) { return v; }
 HOST_DEVICE float wide(__half v) { return __half2float(v); }

@@ -1,34 +1,9 @@
 // One unit of one row at one step, forward and backward: what is loaded for it, and what is stored.
 #pragma once
-#include "arguments.h"
+#include "clock.h"
 #include "math.h"
 
 namespace rnnkit {
-
-// Which way time runs for a group, and where a row's sequence begins, ends and is parted.
-struct Clock {
-    const Arguments& a;
-    int n;
-    bool back;
-
-    DEVICE Clock(const Arguments& a, int n)
-        : a(a), n(n), back(a.reverse >> (n / (a.N / a.runs)) & 1) {}
-
-    DEVICE int time(int k) const { return back ? int(a.T) - 1 - k : k; }
-
-    DEVICE bool live(int t, int b) const {
-        return !a.lengths || t < a.lengths[b * a.lengths_b + n * a.lengths_n];
-    }
-
-    // Whether the row enters the step with a zero state: where a reset parts it from the step that
-    // came before in the group's order.
-    DEVICE bool fresh(int t, int b) const {
-        if (!a.resets) return false;
-        const int reset = back ? t + 1 : t;
-        return reset < a.T && live(reset, b)
-               && a.resets[reset * a.resets_t + b * a.resets_b + n * a.resets_n];
-    }
-};
 
 // A unit of a row of the batch; `exists` is false past the last one.
 struct Place {
@@ -36,8 +11,23 @@ struct Place {
     bool exists;
 };
 
+// A cell with a norm of its products; and of their sums with x, where its step sees nothing else.
+template <class C> struct NormedProducts : C {};
+template <class C> struct NormedSums : C {};
+
+enum class Normed { NOTHING, PRODUCTS, SUMS };
+template <class C> constexpr Normed NORMED = Normed::NOTHING;
+template <class C> constexpr Normed NORMED<NormedProducts<C>> = Normed::PRODUCTS;
+template <class C> constexpr Normed NORMED<NormedSums<C>> = Normed::SUMS;
+template <class C> constexpr bool NORM = NORMED<C> != Normed::NOTHING;
+
+// Of the unit's own values, `own` is the first: the biases of all gates, the parameters of the step
+// and, with a norm, its gains, `pitch` apart.
 template <class T, class C> struct Unit {
     using S = T;
+    using Gates = float (&)[C::gates];
+    using States = float (&)[C::states];
+    using Parameters = float (&)[C::rows + 1];
 
     const Arguments& a;
     const Form& form;
@@ -55,14 +45,25 @@ template <class T, class C> struct Unit {
         static_cast<S*>(to)[index] = narrow<S>(v);
     }
 
-    DEVICE void load_x(int t, float (&x)[C::gates]) const {
+    static DEVICE void parameters(const float* own, int pitch, Parameters p) {
+        for (int k = 0; k < C::rows; ++k) p[k] = own[(C::gates + k) * pitch];
+    }
+    static DEVICE float gain(const float* own, int pitch, int g) {
+        return own[(C::gates + C::rows + g) * pitch];
+    }
+    // What the step sees of a gate's product, or of what that is normalised to.
+    static DEVICE float seen(const float* own, int pitch, int g, float v) {
+        return (NORM<C> ? v * gain(own, pitch, g) : v) + own[g * pitch];
+    }
+
+    DEVICE void load_x(int t, Gates x) const {
         const int64_t from = t * a.x_t + at.b * a.x_b + at.n * a.x_n + at.j;
         for (int g = 0; g < C::gates; ++g) x[g] = value(a.x, from + g * a.x_g);
     }
 
-    // What recurrent dropout leaves of h, or of its gradient.
-    DEVICE float dropped(float h) const {
-        return a.d ? h * value(a.d, (at.b * a.N + at.n) * a.H + at.j) : h;
+    // What recurrent dropout leaves of what a product is fed, or of its gradient.
+    DEVICE float dropped(float q) const {
+        return a.d ? q * value(a.d, (at.b * a.N + at.n) * a.H + at.j) : q;
     }
 
     // The share of the old value that stays, of state k.
@@ -73,30 +74,41 @@ template <class T, class C> struct Unit {
 
     DEVICE float initial(int k) const { return at.exists && a.s0 ? value(a.s0, state(k)) : 0; }
 
-    // What a step of the forward scan reads that no other unit computes.
+    // What a step of the forward scan reads that no other unit computes; x if it is wanted, or zero.
     struct Ahead {
         float x[C::gates];
         bool live, fresh;
     };
 
-    DEVICE Ahead ahead(int t) const {
+    DEVICE Ahead ahead(int t, bool wanted = true) const {
         Ahead found = {};
         if (!at.exists) return found;
         found.live = clock.live(t, at.b);
         found.fresh = clock.fresh(t, at.b);
-        if (found.live) load_x(t, found.x);
+        if (found.live && wanted) load_x(t, found.x);
         return found;
     }
 
-    // The next states, in place of s; r holds the products, `own` the unit's bias and parameters.
-    DEVICE void step(int t, const Ahead& v, float (&r)[C::gates], const float* own, int pitch,
-                     float (&s)[C::states]) const {
-        if (!at.exists) return;
-        float p[C::rows + 1], next[C::states];
+    DEVICE static void enter(const Ahead& v, States s) {
         for (int k = 0; k < C::states; ++k) s[k] = v.fresh ? 0 : s[k];
-        for (int g = 0; g < C::gates; ++g) r[g] = (v.fresh ? 0 : r[g]) + own[g * pitch];
-        for (int k = 0; k < C::rows; ++k) p[k] = own[(C::gates + k) * pitch];
-        C::step(v.x, r, s, p, 0, 0, next);
+    }
+
+    // The next states, in place of s; r holds the products.
+    DEVICE void step(int t, const Ahead& v, Gates r, const float* own, int pitch, States s) const {
+        float p[C::rows + 1];
+        enter(v, s);
+        for (int g = 0; g < C::gates; ++g) r[g] = seen(own, pitch, g, v.fresh ? 0 : r[g]);
+        parameters(own, pitch, p);
+        advance(t, v, r, p, 0, 0, s);
+    }
+
+    // The same where s has entered the step and r is what that sees; given the value that it
+    // normalises, if it does, to n.
+    DEVICE void advance(int t, const Ahead& v, Gates r, Parameters p, float value, float n,
+                        States s) const {
+        if (!at.exists) return;
+        float next[C::states];
+        C::step(v.x, r, s, p, value, n, next);
         for (int k = 0; k < C::states; ++k) {
             if (v.live && a.m && k < a.E) {
                 const float stays = share(t, k);
@@ -109,11 +121,12 @@ template <class T, class C> struct Unit {
         }
     }
 
-    DEVICE void leave(const float (&s)[C::states]) const {
+    DEVICE void leave(States s) const {
         for (int k = 0; at.exists && k < C::states; ++k) put(a.last, state(k), s[k]);
     }
 
-    // The same for backward. Where all gates see x and r as x + r only, that is r.
+    // The same for backward; r is what was computed of the products. Where all gates see x and r as
+    // x + r only, and there is no norm, r is that.
     struct Behind {
         float x[C::gates], r[C::gates], s[C::states], arriving[C::states];
         bool live, fresh;
@@ -125,7 +138,7 @@ template <class T, class C> struct Unit {
         found.live = clock.live(t, at.b);
         found.fresh = clock.fresh(t, at.b);
         if (!found.live) return found;
-        if constexpr (C::shared < C::gates) load_x(t, found.x);
+        if (NORMED<C> == Normed::PRODUCTS || (!NORM<C> && C::shared < C::gates)) load_x(t, found.x);
         const int64_t here = row(t) * a.H + at.j, whole = a.T * plane();
         for (int g = 0; g < C::gates; ++g)
             found.r[g] = value(a.products, (row(t) * C::gates + g) * a.H + at.j);
@@ -137,33 +150,72 @@ template <class T, class C> struct Unit {
         return found;
     }
 
+    // With which the value was multiplied that is normalised to r[g].
+    DEVICE float scale(int t, int g) const {
+        return static_cast<const float*>(a.scales)[row(t) * C::gates + g];
+    }
+
     DEVICE float final(int k) const { return at.exists && a.dlast ? value(a.dlast, state(k)) : 0; }
 
+    // What the step saw: r, and its parameters.
+    DEVICE void saw(const Behind& v, const float* own, int pitch, Gates r, Parameters p) const {
+        for (int g = 0; g < C::gates; ++g) r[g] = NORM<C> ? seen(own, pitch, g, v.r[g]) : v.r[g];
+        parameters(own, pitch, p);
+    }
+
+    // All that reaches the states of a step, and what of it reaches the cell's.
+    DEVICE void reached(int t, const Behind& v, States ds, States total, States next) const {
+        for (int k = 0; k < C::states; ++k) {
+            total[k] = ds[k] + v.arriving[k];
+            next[k] = total[k] * (a.m && k < a.E ? 1 - share(t, k) : 1);
+        }
+    }
+
+    // The value that the step normalises, if it does, to n, and its gradient.
+    struct Within {
+        float value, n, dv;
+    };
+
     // The gradient of the states that enter the step in place of ds, but for what comes through the
-    // products, whose gradient is dr; dp adds up.
-    DEVICE void vjp(int t, const Behind& v, const float* own, int pitch,
-                    float (&ds)[C::states], float (&dr)[C::gates], float* dp,
-                    int64_t dp_pitch) const {
+    // products; dr is that of r; dp adds up.
+    DEVICE void vjp(int t, const Behind& v, const float* own, int pitch, States ds, Gates dr,
+                    float* dp, int64_t dp_pitch, const Within& within = {}) const {
         for (int g = 0; g < C::gates; ++g) dr[g] = 0;
         if (!at.exists) return;
         float dx[C::gates] = {};
         if (v.live) {
-            float p[C::rows + 1], total[C::states], next[C::states], old[C::states];
+            float r[C::gates], p[C::rows + 1], total[C::states], next[C::states], old[C::states];
             float more[C::rows + 1];
-            for (int k = 0; k < C::rows; ++k) p[k] = own[(C::gates + k) * pitch];
-            for (int k = 0; k < C::states; ++k) {
-                total[k] = ds[k] + v.arriving[k];
-                next[k] = total[k] * (a.m && k < a.E ? 1 - share(t, k) : 1);
-            }
-            C::vjp(v.x, v.r, v.s, p, 0, 0, next, 0, dx, dr, old, more);
+            saw(v, own, pitch, r, p);
+            reached(t, v, ds, total, next);
+            C::vjp(v.x, r, v.s, p, within.value, within.n, next, within.dv, dx, dr, old, more);
             for (int k = 0; k < C::states; ++k) {
                 if (a.m && k < a.E) old[k] += share(t, k) * total[k];
                 ds[k] = v.fresh ? 0 : old[k];
             }
             for (int k = 0; k < C::rows; ++k) dp[k * dp_pitch] += more[k];
         }
-        for (int g = 0; g < C::gates; ++g) {
-            const int to = (row(t) * C::gates + g) * a.H + at.j;
+        store(t, C::late < C::gates ? C::late : 0, C::gates, dx, dr);
+    }
+
+    // The same of the inner step, given the gradient of what it feeds: adds to ds and to dr.
+    DEVICE void inner_vjp(int t, const Behind& v, const float* own, int pitch, float dq, States ds,
+                          Gates dr) const {
+        static_assert(C::shared == C::gates, "dx is dr");
+        if (!at.exists) return;
+        if (v.live) {
+            float r[C::gates], p[C::rows + 1], dx[C::gates], old[C::states] = {};
+            saw(v, own, pitch, r, p);
+            for (int g = 0; g < C::gates; ++g) dx[g] = dr[g];
+            C::inner_vjp(v.x, r, v.s, p, dq, dx, dr, old);
+            for (int k = 0; k < C::states && !v.fresh; ++k) ds[k] += old[k];
+        }
+        store(t, 0, C::late, dr, dr);
+    }
+
+    DEVICE void store(int t, int first, int last, Gates dx, Gates dr) const {
+        for (int g = first; g < last; ++g) {
+            const int64_t to = (row(t) * C::gates + g) * a.H + at.j;
             put(a.dx, to, dx[g]);
             if (C::shared < C::gates) put(form.dr, to, dr[g]);
         }

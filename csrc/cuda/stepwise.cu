@@ -38,7 +38,7 @@ template <class Kind> const Entry* find(const char* cell) {
 
 EXPORT int64_t rnnkit_steps_size() { return sizeof(Steps); }
 
-// Null where there is none; kinds in the order of rnnkit/cuda/plan.py.
+// Null where there is none; kinds in the order of rnnkit/native/recipes/cuda.py.
 EXPORT const void* rnnkit_stepwise(const char* cell, int64_t kind) {
     constexpr const Entry* (*finds[])(const char*)
         = {find<Half>, find<Bfloat16>, find<Tf32>, find<Ieee>};

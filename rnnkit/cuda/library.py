@@ -11,9 +11,8 @@ import torch
 from ..native import load
 from ..native.arguments import Arguments
 from ..native.recipes import Cuda, NoLibrary
-from ..native.recipes.cuda import OLDEST
+from ..native.recipes.cuda import KINDS, OLDEST
 from .arguments import Form
-from .plan import KINDS
 
 NAMES = ("rnnkit_columns", "rnnkit_pitch", "rnnkit_shared_bytes")
 
@@ -57,7 +56,6 @@ class Library:
 
 Found = tuple[Library | None, str | None]
 
-CPU = torch.device("cpu")
 _installed: Library | None = None
 
 
@@ -67,7 +65,7 @@ def install(library: Library | None) -> None:
     _installed = library
 
 
-def find(device: torch.device = CPU) -> Found:
+def find(device: torch.device) -> Found:
     """The library for tensors on a device, built if need be, or None and the reason."""
     if _installed is not None:
         return _installed, None

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from ..cells import find
+from ..cells import Cell, find
 
 
 class Gpu(NamedTuple):
@@ -25,9 +25,6 @@ class Gpu(NamedTuple):
 
 A100 = Gpu(108, 163 * 1024)
 H100 = Gpu(132, 227 * 1024)
-
-# The kinds of product, in the order of csrc/cuda/library.cu.
-KINDS = ("half", "bfloat16", "tf32", "ieee")
 
 # What csrc/cuda/product.h has by the same names.
 WARPS, TILE_BYTES, TILE_ROWS, TILE_COLUMNS, FRAGMENT_BYTES = 8, 64, 16, 8, 32
@@ -64,8 +61,24 @@ class Tile(NamedTuple):
     backward: bool
 
     @property
+    def equations(self) -> Cell:
+        return find(self.cell)
+
+    @property
+    def products(self) -> tuple[int, ...]:
+        """How many gates each product of a step serves."""
+        gates, inner = self.equations.gates, self.equations.inner
+        return (gates,) if inner is None else (inner.early, gates - inner.early)
+
+    @property
+    def units(self) -> int:
+        """Of a block."""
+        return self.unit_tiles * TILE_ROWS
+
+    @property
     def row_tiles(self) -> int:
-        return self.unit_tiles * (1 if self.backward else find(self.cell).gates)
+        """Of all products together forward, of each backward."""
+        return self.unit_tiles * (1 if self.backward else self.equations.gates)
 
     @property
     def column_tiles(self) -> int:
@@ -76,36 +89,64 @@ class Tile(NamedTuple):
         return self.column_tiles * TILE_COLUMNS
 
     @property
-    def held(self) -> int:
-        """Tiles of the inner dimension that a warp has in registers."""
-        return (64 if self.kind == "ieee" else 128) // 8 // self.row_tiles
+    def batch(self) -> int:
+        """Tiles that are loaded together."""
+        return 1 if self.kind == "ieee" else 2
 
-    def tiles(self, H: int) -> int:
-        """Tiles of the inner dimension that a warp has."""
+    @property
+    def held(self) -> int:
+        """Tiles of the inner dimension that a warp has in registers, if there is one product."""
+        return self.held_of(self.equations.gates)
+
+    def held_of(self, gates: int) -> int:
+        """The same of the product that serves so many gates."""
+        registers = 64 if self.kind == "ieee" else 128
+        here = registers * gates // self.equations.gates // 8 // self.rows_of(gates)
+        return here // self.batch * self.batch
+
+    def rows_of(self, gates: int) -> int:
+        """Tiles of its rows."""
+        return self.unit_tiles * (1 if self.backward else gates)
+
+    def tiles(self, H: int, gates: int | None = None) -> int:
+        """Tiles of the inner dimension that a warp has, of all gates or of those of one product."""
         size = 2 if self.kind in ("half", "bfloat16") else 4
-        depth = H * (find(self.cell).gates if self.backward else 1)
+        depth = H * ((gates or self.equations.gates) if self.backward else 1)
         return ceil(depth * size / (WARPS * TILE_BYTES))
 
     def pitch(self, H: int) -> int:
-        return self.tiles(H) * WARPS * TILE_BYTES
+        cell, batch = self.equations, self.batch
+        tiles = sum(ceil(self.tiles(H, gates) / batch) * batch for gates in self.products)
+        sums = cell.gains + cell.normalises * (1 + self.backward)
+        return tiles * WARPS * TILE_BYTES + sums * ceil(H / self.units / 2) * 16
 
     def shared_bytes(self, H: int, chunks: int) -> int:
-        cell, units = find(self.cell), self.unit_tiles * TILE_ROWS
-        each = WARPS * self.row_tiles * 32 * FRAGMENT_BYTES
-        values = WARPS * self.columns * (self.row_tiles * TILE_ROWS + 4)
-        values += (cell.gates + cell.rows) * units
-        values += (cell.states + self.backward * cell.rows) * chunks * self.columns * units
-        return max(max(self.tiles(H) - self.held, 0) * each + 4 * values, self.held * each)
+        cell, tile = self.equations, WARPS * 32 * FRAGMENT_BYTES
+        held = [self.rows_of(gates) * self.held_of(gates) * tile for gates in self.products]
+        every = [self.rows_of(gates) * self.tiles(H, gates) * tile for gates in self.products]
+        weights = sum(max(a - b, 0) for a, b in zip(every, held, strict=True))
+        rows = max(self.rows_of(gates) for gates in self.products) * TILE_ROWS
+        kept = cell.gates * (cell.norm is not None or cell.inner is not None) + cell.normalises
+        each = cell.states + self.backward * (cell.rows - cell.gains) + kept
+        values = WARPS * self.columns * (rows + 4) + (cell.gates + cell.rows) * self.units
+        values += each * chunks * self.columns * self.units
+        return max(weights + 4 * values, *held)
+
+    @property
+    def rounds(self) -> int:
+        """How often blocks hand something over in a step."""
+        cell = self.equations
+        return len(self.products) * (1 + (cell.norm is not None)) + cell.normalises
 
     def cycles(self, H: int, chunks: int) -> int:
         """Of one step of all chunks."""
         product = self.row_tiles * self.column_tiles * max(self.tiles(H), 1)
         work = product * TILE_CYCLES[self.kind] + STEP_CYCLES
-        return max(chunks * work, work + HANDOVER_CYCLES)
+        return max(chunks * work, work + HANDOVER_CYCLES) + (self.rounds - 1) * HANDOVER_CYCLES
 
     def plan(self, H: int, B: int, N: int, gpu: Gpu) -> Plan | str:
         """The plan with this tile; or why there is none."""
-        blocks = ceil(H / (self.unit_tiles * TILE_ROWS))
+        blocks = ceil(H / self.units)
         most = gpu.processors // (blocks * N)
         if most == 0:
             return (

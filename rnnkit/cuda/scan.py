@@ -1,4 +1,4 @@
-"""The recurrent kernels in CUDA C++: persistent, one launch for a whole sequence."""
+"""The recurrent kernels in CUDA C++: persistent, one launch for a whole sequence, or stepwise."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..native import arguments as native
 from ..ops.allocate import allocate
 from ..ops.sequence import Inputs
 from ..precision import precision_of
-from . import library
+from . import library, stepwise
 from .arguments import Block, Form
 from .plan import Gpu, Plan, kind_of, plan
 
@@ -30,26 +30,29 @@ def why_not(problem: Problem) -> str | None:
     """Why the kernels cannot run this problem; None if they can."""
     if problem.forward_mode:
         return "its kernels have no forward-mode derivatives"
-    found, reason = library.find()
+    kind = kind_of(problem.dtype, precision_of(problem.dtype))
+    if kind is None:
+        return f"it has no kernels for dtype {problem.dtype}"
+    if problem.runs > MOST_RUNS:
+        return f"reverse has {problem.runs} runs, and its kernels take at most {MOST_RUNS}"
+    # Last, since it may compile them.
+    found, reason = library.find(problem.device)
     if found is None:
         return reason
     if problem.device.type != found.device:
         return f"its kernels run on {found.device!r}, not on {problem.device.type!r}"
-    cell = cells.find(problem.cell)
-    if cell.norm is not None or cell.normalises:
-        return f"its kernels have no norms, as cell {problem.cell!r} has"
-    if cell.inner is not None:
-        return f"its kernels have one product a step, and cell {problem.cell!r} has two"
-    kind = kind_of(problem.dtype, precision_of(problem.dtype))
-    if kind is None:
-        return f"it has no kernels for dtype {problem.dtype}"
     if found.persistent(name_of(problem.cell), kind, 1, False) is None:
         return f"cell {problem.cell!r} has no C++ equations"
-    if problem.runs > MOST_RUNS:
-        return f"reverse has {problem.runs} runs, and its kernels take at most {MOST_RUNS}"
+    planned = plan_of(problem, kind)
+    if isinstance(planned, Plan):
+        return None
+    reason = stepwise.why_not(found, kind, problem)
+    return reason and f"{planned}; and step by step: {reason}"
+
+
+def plan_of(problem: Problem, kind: str) -> Plan | str:
     sizes = (problem.H, problem.B, problem.N, gpu_of(problem.device))
-    planned = plan(problem.cell, kind, problem.backward, *sizes)
-    return planned if isinstance(planned, str) else None
+    return plan(problem.cell, kind, problem.backward, *sizes)
 
 
 def note(problem: Problem) -> str | None:
@@ -58,9 +61,9 @@ def note(problem: Problem) -> str | None:
         return None
     kind = kind_of(problem.dtype, precision_of(problem.dtype))
     assert kind is not None
-    sizes = (problem.H, problem.B, problem.N, gpu_of(problem.device))
-    p = plan(problem.cell, kind, problem.backward, *sizes)
-    assert isinstance(p, Plan)
+    p = plan_of(problem, kind)
+    if isinstance(p, str):
+        return f"a product by cuBLAS and a kernel for each step: {p}"
     return (
         f"{p.blocks} blocks share a group's units, {p.slices} such groups of blocks the batch, in "
         f"{p.chunks} chunks of {p.columns} rows"
@@ -68,8 +71,9 @@ def note(problem: Problem) -> str | None:
 
 
 def name_of(cell: str) -> str:
-    """The name under which the kernels know a cell."""
-    return cells.find(cell).kernel or cell
+    """The name under which the kernels know a cell: that of the one with a norm over all gates."""
+    found = cells.find(cell)
+    return (found.kernel or cell) + "_norm" * (found.norm is not None and not found.normalises)
 
 
 @lru_cache
@@ -105,13 +109,14 @@ def scan_backward(
     """dx, dr, ds0 and dp, as `rnnkit.reference.scan.scan_backward`."""
     inputs, cell = native.ready(inputs), inputs.equations
     x, (_, B, N, _, H) = inputs.x, inputs.x.shape
-    if cell.additive:
+    if cell.additive and cell.norm is None:
         n = n.add_(x)  # it was made for this call alone
     dx = x.new_empty(x.shape)
     dr = dx if cell.additive else x.new_empty(x.shape)
     ds0 = x.new_empty(cell.states, B, N, H)
-    dp = x.new_empty(B, N, cell.rows, H, dtype=torch.float32)
+    dp = x.new_empty(B, N, cell.rows - cell.gains, H, dtype=torch.float32)
     tensors = {"products": n, "doutput": doutput, "dcells": dcells, "dlast": dlast}
+    tensors["scales"] = None if scale is None else scale[..., 0]
     dense = {name: native.dense(v) for name, v in tensors.items()}
     dense |= {"dx": dx, "ds0": ds0, "dp": dp}
     form = {"entered": prev.contiguous(), "dr": dr}
@@ -125,12 +130,14 @@ def launch(
 ) -> None:
     """Plans and launches; `tensors` are those of the form, `more` arguments of the scan."""
     x, (_, B, N, _, H) = inputs.x, inputs.x.shape
-    found, reason = library.find()
+    found, reason = library.find(x.device)
     kind = kind_of(x.dtype, precision_of(x.dtype))
     assert found is not None and kind is not None, reason
     chosen = plan(inputs.cell, kind, backward, H, B, N, gpu_of(x.device))
-    assert isinstance(chosen, Plan), chosen
-    run(found, chosen, kind, inputs, backward, tensors, more)
+    if isinstance(chosen, Plan):
+        run(found, chosen, kind, inputs, backward, tensors, more)
+    else:
+        stepwise.run(found, kind, inputs, backward, tensors, more)
 
 
 def run(

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from .. import cells
 from ..native import arguments as native
+from ..native.recipes.cuda import KINDS
 from ..ops.sequence import Inputs
 from . import arguments
 from .arguments import Form
 from .library import Library
-from .plan import KINDS
 
 if TYPE_CHECKING:
     from ..dispatch import Problem

@@ -1,0 +1,186 @@
+// What a block of the persistent scan has, forward and backward: its units' weights and parameters,
+// the states of its rows, and its part in what is handed over.
+#pragma once
+#include "exchange.h"
+#include "norm.h"
+#include "step.h"
+#include "weights.h"
+
+namespace rnnkit {
+
+// Of a row of the exchange: where what the second product is fed begins, and sums of what is
+// normalised.
+struct Layout {
+    int64_t late, sums;
+    Rows rows;
+};
+
+template <class Kind, class C, int UNIT_TILES, bool BACKWARD> struct Block {
+    using S = typename Kind::S;
+    static constexpr bool INNER = C::late < C::gates;
+    template <int FIRST, int COUNT> using Of = Weights<Kind, C, UNIT_TILES, BACKWARD, FIRST, COUNT>;
+    using Early = Of<0, C::late>;
+    using Late = std::conditional_t<INNER, Of<C::late, C::gates - C::late>, NoWeights>;
+    using Last = std::conditional_t<INNER, Late, Early>;
+
+    static constexpr int UNITS = UNIT_TILES * TILE_ROWS;
+    static constexpr int COLUMNS = Early::COLUMNS;  // rows of the batch in a chunk
+    static_assert(UNITS * COLUMNS <= THREADS, "a thread has one unit of one row");
+    using Unit = rnnkit::Unit<S, C>;
+
+    template <class V> HOST_DEVICE static constexpr V most(V a, V b) { return a > b ? a : b; }
+
+    // A thread's element of a chunk: a unit of the block and a row of the batch.
+    struct Element {
+        int unit, column;
+        int chunk;
+
+        DEVICE bool idle() const { return UNITS * COLUMNS < THREADS && column >= COLUMNS; }
+    };
+
+    // In shared memory: the warps' sums; what a unit has, as `Unit` says; for each of a thread's
+    // elements the states, sums over all steps, and what waits for other blocks within a step; the
+    // weights that registers do not hold. All but the last begin where the compiler knows, which
+    // saves registers.
+    static constexpr int SUMS = most(Early::SUMS, Late::SUMS);
+    static constexpr int OWN = (C::gates * (1 + NORM<C>) + C::rows) * UNITS;
+    static constexpr int SUMMED = BACKWARD ? C::rows : 0;
+    static constexpr int KEPT = (NORM<C> || INNER ? C::gates : 0) + C::normalises;
+    static constexpr int EACH = C::states + SUMMED + KEPT;
+    // Of a step, after one that comes before all.
+    static constexpr int ROUNDS = (1 + NORM<C>) * (1 + INNER) + C::normalises;
+    // Of a row: of what is normalised of each gate, and by the step, which takes two backward.
+    using Partials
+        = rnnkit::Partials<UNITS, NORM<C> * C::gates + C::normalises * (1 + BACKWARD)>;
+
+    // A row of the exchange: what the products are fed, and sums of what is normalised.
+    HOST_DEVICE static int64_t fed_bytes(int64_t H) { return Early::bytes(H) + Late::bytes(H); }
+    HOST_DEVICE static int64_t pitch(int64_t H) {
+        return fed_bytes(H) + Partials::bytes(H);
+    }
+
+    static Layout layout_of(const Arguments& a) {
+        const int last = int((a.H - 1) % UNITS + 1), pairs = int(Partials::pairs(a.H));
+        return {Early::bytes(a.H), fed_bytes(a.H), {last, pairs, 1.f / a.H, float(a.eps)}};
+    }
+
+    HOST_DEVICE static int64_t shared_bytes(int64_t H, int64_t chunks) {
+        const int64_t values = SUMS + OWN + EACH * chunks * COLUMNS * UNITS;
+        const int64_t all = values * int64_t(sizeof(float)) + Early::shared_bytes(H)
+                            + Late::shared_bytes(H);
+        return most(all, most(Early::STAGE_BYTES, Late::STAGE_BYTES));
+    }
+
+    const Arguments& a;
+    const Form& form;
+    const Layout& layout;
+    const Clock clock;
+    const Exchange exchange;
+    const int slice, first_unit;
+    int rounds = 0;  // that all chunks have been through
+    Early early;
+    Late late;
+
+    DEVICE Block(const Arguments& a, const Form& form, const Layout& layout)
+        : a(a), form(form), layout(layout), clock(a, block_y() / int(form.slices)), exchange{form},
+          slice(block_y() % int(form.slices)), first_unit(block_x() * UNITS) {
+        early.hold(a, clock.n, first_unit, sums());
+        if constexpr (INNER) late.hold(a, clock.n, first_unit, sums());
+        char* const rest = reinterpret_cast<char*>(state() + EACH * distance());
+        early.keep(a, clock.n, first_unit, rest);
+        if constexpr (INNER)
+            late.keep(a, clock.n, first_unit, rest + Early::shared_bytes(a.H));
+        for (int i = thread(); i < OWN; i += THREADS) own()[i] = parameter(i);
+        synchronise();
+    }
+
+    DEVICE static float* sums() { return shared_memory<float>(); }
+    DEVICE static float* own() { return sums() + SUMS; }
+    DEVICE static const float* own(const Element& at) { return own() + at.unit; }
+    DEVICE static float* state() { return own() + OWN; }
+
+    // Of one of the block's units: the biases of gates; the step's parameters; the norm's gains,
+    // which come first in p.
+    DEVICE float parameter(int i) const {
+        constexpr int gains = NORM<C> * C::gates, rows = gains + C::rows;
+        const int64_t row = i / UNITS, unit = first_unit + i % UNITS, n = clock.n;
+        if (unit >= a.H) return 0;
+        if (row < C::gates)
+            return a.b ? wide(static_cast<const S*>(a.b)[(n * C::gates + row) * a.H + unit]) : 0;
+        const int64_t place = row - C::gates < C::rows ? gains + row - C::gates : row - C::gates - C::rows;
+        return wide(static_cast<const S*>(a.p)[(n * rows + place) * a.H + unit]);
+    }
+
+    DEVICE static Element element(int chunk) { return {thread() % UNITS, thread() / UNITS, chunk}; }
+
+    DEVICE Unit unit(const Element& at) const {
+        const int b = (slice * int(form.chunks) + at.chunk) * COLUMNS + at.column;
+        const int j = first_unit + at.unit;
+        const bool exists = at.column < COLUMNS && b < a.B && j < a.H;
+        return {a, form, clock, {b, clock.n, j, exists}};
+    }
+
+    // The first of an element's values, which lie `distance()` apart.
+    DEVICE static float* values(const Element& at) {
+        return state() + (at.chunk * COLUMNS + at.column) * UNITS + at.unit;
+    }
+    DEVICE int distance() const { return int(form.chunks) * COLUMNS * UNITS; }
+
+    DEVICE void get(const Element& at, float (&s)[C::states]) const {
+        for (int k = 0; k < C::states; ++k) s[k] = values(at)[k * distance()];
+    }
+    DEVICE void set(const Element& at, const float (&s)[C::states]) const {
+        for (int k = 0; k < C::states; ++k) values(at)[k * distance()] = s[k];
+    }
+    DEVICE float& summed(const Element& at, int k) const {
+        return values(at)[(C::states + k) * distance()];
+    }
+    DEVICE float& kept(const Element& at, int k) const { return summed(at, SUMMED + k); }
+
+    // Counted anew, so that it takes no register from step to step.
+    DEVICE void begin_step(int k) { rounds = 1 + k * ROUNDS; }
+
+    // A stage of a step, for every chunk: it waits for the round before and ends with one.
+    template <class Stage> DEVICE void round(const Stage& stage) {
+        for (int c = 0; c < form.chunks; ++c) {
+            stage(c);
+            exchange.arrive(c);
+        }
+        ++rounds;
+    }
+    DEVICE void wait(int chunk) const { exchange.wait(chunk, rounds); }
+
+    // Waits; then adds up the products of a step.
+    template <class W> DEVICE void receive(int step, int chunk) {
+        wait(chunk);
+        const char* const q = exchange.row(step, chunk, 0, COLUMNS) + offset<W>();
+        if constexpr (W::FIRST > 0) late.multiply(q, form.pitch, sums());
+        else early.multiply(q, form.pitch, sums());
+        synchronise();
+    }
+
+    // Of the product of W in a row of the exchange.
+    template <class W> DEVICE int64_t offset() const { return W::FIRST ? layout.late : 0; }
+
+    // One element's values for the product of a step.
+    template <class W> DEVICE void hand_over(int step, const Element& at, const float* v) const {
+        const int unit = first_unit + at.unit;
+        if (unit >= a.H) return;
+        S* const row = reinterpret_cast<S*>(exchange.row(step, at.chunk, at.column, COLUMNS)
+                                            + offset<W>());
+        for (int g = 0; g < (BACKWARD ? W::COUNT : 1); ++g)
+            row[g * a.H + unit] = operand<Kind>(v[g]);
+    }
+
+    // Calls f with the norm of COUNT values of one row, whose sums lie from FIRST on.
+    template <int FIRST, int COUNT, class F>
+    DEVICE void with_norm(int step, const Element& at, const F& f) const {
+        char* const sums = exchange.row(step, at.chunk, at.column, COLUMNS) + layout.sums;
+        const Partials partials = {layout.rows, reinterpret_cast<uint4*>(sums), at.unit};
+        constexpr int per_gate = 1;
+        if (COUNT == 1 || a.norm != per_gate) f(Norm<Partials, UNITS, 1, COUNT>{partials, FIRST});
+        else f(Norm<Partials, UNITS, COUNT, 1>{partials, FIRST});
+    }
+};
+
+}  // namespace rnnkit

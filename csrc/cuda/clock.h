@@ -1,0 +1,33 @@
+// What reverse, lengths and resets mean.
+#pragma once
+#include "arguments.h"
+#include "device.h"
+
+namespace rnnkit {
+
+// Which way time runs for a group, and where a row's sequence begins, ends and is parted.
+struct Clock {
+    const Arguments& a;
+    int n;
+    bool back;
+
+    DEVICE Clock(const Arguments& a, int n)
+        : a(a), n(n), back(a.reverse >> (n / (a.N / a.runs)) & 1) {}
+
+    DEVICE int time(int k) const { return back ? int(a.T) - 1 - k : k; }
+
+    DEVICE bool live(int t, int b) const {
+        return !a.lengths || t < a.lengths[b * a.lengths_b + n * a.lengths_n];
+    }
+
+    // Whether the row enters the step with a zero state: where a reset parts it from the step that
+    // came before in the group's order.
+    DEVICE bool fresh(int t, int b) const {
+        if (!a.resets) return false;
+        const int reset = back ? t + 1 : t;
+        return reset < a.T && live(reset, b)
+               && a.resets[reset * a.resets_t + b * a.resets_b + n * a.resets_n];
+    }
+};
+
+}  // namespace rnnkit

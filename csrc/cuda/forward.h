@@ -1,0 +1,173 @@
+// The forward scan by a block.
+//
+// What blocks hand over: h for the product; with an inner step, what it feeds the late gates'; and
+// where there is a norm, sums of what it normalises. Each ends a stage of the step, which all chunks
+// take turns at, so that one's values are on their way while another's are computed; what a row
+// needs in its next stage is kept in shared memory.
+#pragma once
+#include "block.h"
+
+namespace rnnkit {
+
+template <class Kind, class C, int UNIT_TILES> struct Forward {
+    using Block = rnnkit::Block<Kind, C, UNIT_TILES, false>;
+    using Early = typename Block::Early;
+    using Late = typename Block::Late;
+    using Element = typename Block::Element;
+    using Unit = typename Block::Unit;
+    using Ahead = typename Unit::Ahead;
+    static constexpr int UNITS = Block::UNITS;
+
+    const Arguments& a;
+    Block block;
+
+    DEVICE Forward(const Arguments& a, const Form& form, const Layout& layout)
+        : a(a), block(a, form, layout) {}
+
+    DEVICE void run() {
+        block.round([&](int c) { begin(c); });
+        for (int k = 0; k < a.T; ++k) {
+            block.begin_step(k);
+            block.round([&](int c) { multiply<Early>(k, c); });
+            if constexpr (NORM<C>) block.round([&](int c) { normalise<Early>(k, c); });
+            if constexpr (Block::INNER) block.round([&](int c) { multiply<Late>(k, c); });
+            if constexpr (Block::INNER && NORM<C>) block.round([&](int c) { normalise<Late>(k, c); });
+            if constexpr (C::normalises) block.round([&](int c) { normalise_within(k, c); });
+        }
+        for (int c = 0; c < block.form.chunks; ++c) end(c);
+    }
+
+    DEVICE void begin(int c) {
+        const Element at = block.element(c);
+        if (at.idle()) return;
+        const Unit u = block.unit(at);
+        float s[C::states];
+        for (int k = 0; k < C::states; ++k) s[k] = u.initial(k);
+        block.set(at, s);
+        feed<Early>(0, at, u, s[0]);
+    }
+
+    DEVICE void end(int c) {
+        const Element at = block.element(c);
+        if (at.idle()) return;
+        float s[C::states];
+        block.get(at, s);
+        block.unit(at).leave(s);
+    }
+
+    template <class W> DEVICE void feed(int k, const Element& at, const Unit& u, float q) {
+        const float fed = u.at.exists ? u.dropped(q) : 0;
+        block.template hand_over<W>(k, at, &fed);
+    }
+
+    // From what a product is fed to the product.
+    template <class W> DEVICE void multiply(int k, int c) {
+        const Element at = block.element(c);
+        const Unit u = block.unit(at);
+        const Ahead v = u.ahead(block.clock.time(k), NORMED<C> != Normed::PRODUCTS);
+        block.template receive<W>(k, c);
+        if (at.idle()) return;
+        float r[W::COUNT];
+        for (int g = 0; g < W::COUNT; ++g) {
+            r[g] = W::sum(block.sums(), g, at.unit, at.column);
+            // What the late product is fed of a zero state is zero already.
+            if (W::FIRST == 0) r[g] = v.fresh ? 0 : r[g];
+        }
+        if constexpr (NORM<C>) before_norm<W>(k, at, v, r);
+        else after<W>(k, at, u, v, r);
+    }
+
+    template <class W>
+    DEVICE void before_norm(int k, const Element& at, const Ahead& v, float (&r)[W::COUNT]) {
+        for (int g = 0; g < W::COUNT; ++g) {
+            r[g] += v.x[W::FIRST + g];
+            block.kept(at, W::FIRST + g) = r[g];
+        }
+        block.template with_norm<W::FIRST, W::COUNT>(k, at, [&](const auto& norm) {
+            norm.hand_over(r);
+        });
+    }
+
+    // From the product to what it is normalised to.
+    template <class W> DEVICE void normalise(int k, int c) {
+        const Element at = block.element(c);
+        const Unit u = block.unit(at);
+        const Ahead v = u.ahead(block.clock.time(k), NORMED<C> != Normed::SUMS);
+        block.wait(c);
+        if (at.idle()) return;
+        float r[W::COUNT], scale[W::COUNT];
+        for (int g = 0; g < W::COUNT; ++g) r[g] = block.kept(at, W::FIRST + g);
+        block.template with_norm<W::FIRST, W::COUNT>(k, at, [&](const auto& norm) {
+            norm.normalise(r, scale);
+        });
+        after<W>(k, at, u, v, r);
+    }
+
+    // From what was computed of a product to what the next round hands over.
+    template <class W>
+    DEVICE void after(int k, const Element& at, const Unit& u, const Ahead& v,
+                      const float (&found)[W::COUNT]) {
+        float r[C::gates] = {};
+        for (int g = 0; g < W::FIRST; ++g) r[g] = block.kept(at, g);
+        for (int g = W::FIRST; g < W::FIRST + W::COUNT; ++g)
+            r[g] = u.seen(block.own(at), UNITS, g, found[g - W::FIRST]);
+        if constexpr (W::COUNT < C::gates && W::FIRST == 0) inner_step(k, at, u, v, r);
+        else if constexpr (C::normalises) before_norm_within(k, at, u, v, r);
+        else advance(k, at, u, v, r, 0, 0);
+    }
+
+    DEVICE void inner_step(int k, const Element& at, const Unit& u, const Ahead& v,
+                           const float (&r)[C::gates]) {
+        float s[C::states], p[C::rows + 1];
+        enter(at, u, v, s, p);
+        for (int g = 0; g < C::late; ++g) block.kept(at, g) = r[g];
+        feed<Late>(k, at, u, C::inner_step(v.x, r, s, p));
+    }
+
+    DEVICE void before_norm_within(int k, const Element& at, const Unit& u, const Ahead& v,
+                                   const float (&r)[C::gates]) {
+        float s[C::states], p[C::rows + 1];
+        enter(at, u, v, s, p);
+        const float value[1] = {C::normalised(v.x, r, s, p)};
+        for (int g = 0; g < C::gates; ++g) block.kept(at, g) = r[g];
+        block.kept(at, C::gates) = value[0];
+        block.template with_norm<C::gates, 1>(k, at, [&](const auto& norm) {
+            norm.hand_over(value);
+        });
+    }
+
+    // From the value that the step normalises to the next states.
+    DEVICE void normalise_within(int k, int c) {
+        const Element at = block.element(c);
+        const Unit u = block.unit(at);
+        const Ahead v = u.ahead(block.clock.time(k), NORMED<C> != Normed::SUMS);
+        block.wait(c);
+        if (at.idle()) return;
+        const float value = block.kept(at, C::gates);
+        float r[C::gates], n[1] = {value}, scale[1];
+        block.template with_norm<C::gates, 1>(k, at, [&](const auto& norm) {
+            norm.normalise(n, scale);
+        });
+        for (int g = 0; g < C::gates; ++g) r[g] = block.kept(at, g);
+        advance(k, at, u, v, r, value, n[0]);
+    }
+
+    DEVICE void advance(int k, const Element& at, const Unit& u, const Ahead& v,
+                        float (&r)[C::gates], float value, float n) {
+        float s[C::states], p[C::rows + 1];
+        enter(at, u, v, s, p);
+        u.advance(block.clock.time(k), v, r, p, value, n, s);
+        block.set(at, s);
+        feed<Early>(k + 1, at, u, s[0]);
+    }
+
+    // The states that enter a step, and its parameters.
+    DEVICE void enter(const Element& at, const Unit& u, const Ahead& v, float (&s)[C::states],
+                      float (&p)[C::rows + 1]) {
+        block.get(at, s);
+        u.enter(v, s);
+        u.parameters(block.own(at), UNITS, p);
+    }
+};
+
+}  // namespace rnnkit

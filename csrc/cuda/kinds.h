@@ -1,0 +1,119 @@
+// The kinds of product: how a warp multiplies a tile of weights with a tile of the batch.
+//
+// The inner dimension may be in any order, if it is the same for both factors. Here each lane takes
+// 16 consecutive bytes of a row where the fragments of mma<S> have four words far apart: so what is
+// handed over lies in its natural order and goes straight from L2 to registers.
+#pragma once
+#include <cstring>
+#include "math.h"
+
+namespace rnnkit {
+
+constexpr int TILE_BYTES = 64;    // of a row: what a warp multiplies at once
+constexpr int TILE_ROWS = 16;     // of weights
+constexpr int TILE_COLUMNS = 8;   // rows of the batch
+
+// A lane's part of a tile of weights: 16 bytes of row lane() / 4, and of the one 8 below.
+struct Fragment {
+    uint32_t upper[4], lower[4];
+};
+
+// Products by the matrix units, summed in float. float itself is rounded to TF32 by who makes the
+// operands.
+template <class T> struct MatrixUnits {
+    using S = T;
+    static constexpr bool rounds = sizeof(S) == 4;
+    static constexpr int sums = 4;
+    static constexpr int registers = 128;  // of a thread, for weights
+    static constexpr int batch = 2;        // tiles of q that are loaded together
+
+    struct Operand {
+        uint4 words;
+    };
+
+    // Of the row that this lane feeds; `rows` is the tile's first, and they are `stride` bytes apart.
+    DEVICE static Operand load(const char* rows, int64_t stride) {
+        return {load_l2(reinterpret_cast<const uint4*>(rows + lane() / 4 * stride
+                                                       + lane() % 4 * 16))};
+    }
+
+    DEVICE static void multiply(float (&sum)[sums], const Fragment& w, const Operand& v) {
+        const uint32_t first[4] = {w.upper[0], w.lower[0], w.upper[1], w.lower[1]};
+        const uint32_t second[4] = {w.upper[2], w.lower[2], w.upper[3], w.lower[3]};
+        const uint32_t low[2] = {v.words.x, v.words.y}, high[2] = {v.words.z, v.words.w};
+        mma<S>(sum, first, low);
+        mma<S>(sum, second, high);
+    }
+
+    DEVICE static void finish(const float (&sum)[sums], float (&found)[4]) {
+        for (int k = 0; k < 4; ++k) found[k] = sum[k];
+    }
+};
+
+// Products in full single precision, by the same lanes as those of the matrix units. A lane sums
+// over its own part of the inner dimension for all columns of a tile; `finish` adds up four lanes'.
+struct FullPrecision {
+    using S = float;
+    static constexpr bool rounds = false;
+    static constexpr int sums = 2 * TILE_COLUMNS;
+    static constexpr int registers = 64, batch = 1;
+
+    struct Operand {
+        uint4 words[TILE_COLUMNS];
+    };
+
+    DEVICE static Operand load(const char* rows, int64_t stride) {
+        Operand found;
+#pragma unroll
+        for (int n = 0; n < TILE_COLUMNS; ++n)
+            found.words[n] = load_l2(
+                reinterpret_cast<const uint4*>(rows + n * stride + lane() % 4 * 16));
+        return found;
+    }
+
+    DEVICE static float real(uint32_t bits) {
+        float value;
+        memcpy(&value, &bits, sizeof value);
+        return value;
+    }
+
+    DEVICE static void multiply(float (&sum)[sums], const Fragment& w, const Operand& v) {
+#pragma unroll
+        for (int n = 0; n < TILE_COLUMNS; ++n) {
+            const uint4 u = v.words[n];
+            const float q[4] = {real(u.x), real(u.y), real(u.z), real(u.w)};
+#pragma unroll
+            for (int k = 0; k < 4; ++k) {
+                sum[n] += real(w.upper[k]) * q[k];
+                sum[TILE_COLUMNS + n] += real(w.lower[k]) * q[k];
+            }
+        }
+    }
+
+    // Of both rows, columns 2j and 2j + 1 for the lane j of four.
+    DEVICE static void finish(const float (&sum)[sums], float (&found)[4]) {
+        const bool high = lane() & 2, odd = lane() & 1;
+#pragma unroll
+        for (int row = 0; row < 2; ++row) {
+            float half[4];
+#pragma unroll
+            for (int n = 0; n < 4; ++n) {
+                const float low = sum[row * TILE_COLUMNS + n];
+                const float up = sum[row * TILE_COLUMNS + 4 + n];
+                half[n] = (high ? up : low) + shuffle_xor(high ? low : up, 2);
+            }
+#pragma unroll
+            for (int n = 0; n < 2; ++n)
+                found[2 * row + n]
+                    = (odd ? half[2 + n] : half[n]) + shuffle_xor(odd ? half[n] : half[2 + n], 1);
+        }
+    }
+};
+
+// A value as an operand.
+template <class Kind> DEVICE typename Kind::S operand(float v) {
+    if constexpr (Kind::rounds) return round_tf32(v);
+    else return narrow<typename Kind::S>(v);
+}
+
+}  // namespace rnnkit

@@ -1,0 +1,69 @@
+// A block's weights of the gates that one product of a step serves.
+#pragma once
+#include "arguments.h"
+#include "product.h"
+
+namespace rnnkit {
+
+// Of COUNT gates from FIRST on. Forward the product's rows are each gate's units; backward they are
+// the units, and the gates are part of the inner dimension.
+template <class Kind, class C, int UNIT_TILES, bool BACKWARD, int FIRST_, int COUNT_>
+struct Weights {
+    using S = typename Kind::S;
+    static constexpr int FIRST = FIRST_, COUNT = COUNT_;
+    static constexpr int ROW_GATES = BACKWARD ? 1 : COUNT, ROW_TILES = UNIT_TILES * ROW_GATES;
+    // So many that every thread has a unit of a row.
+    static constexpr int COLUMN_TILES = UNIT_TILES == 1 && Kind::sums == 4 ? 2 : 1;
+    // A product has as large a share of the registers as of the gates, in whole batches.
+    static constexpr int HELD
+        = Kind::registers * COUNT / C::gates / 8 / ROW_TILES / Kind::batch * Kind::batch;
+    using Multiply = Product<Kind, ROW_TILES, COLUMN_TILES, HELD>;
+    static constexpr int COLUMNS = Multiply::COLUMNS, SUMS = Multiply::SUMS;
+    static constexpr int64_t STAGE_BYTES = Multiply::STAGE_BYTES;
+
+    Multiply multiply;
+
+    HOST_DEVICE static int64_t depth(int64_t H) { return BACKWARD ? COUNT * H : H; }
+
+    // Of a row of what is handed over for the product.
+    HOST_DEVICE static int64_t bytes(int64_t H) {
+        return Multiply::row_bytes(depth(H));
+    }
+    HOST_DEVICE static int64_t shared_bytes(int64_t H) { return Multiply::shared_bytes(depth(H)); }
+
+    // Of a group n, for the block's units.
+    DEVICE static auto weight(const Arguments& a, int n, int first_unit) {
+        const S* const w = static_cast<const S*>(a.w) + (int64_t(n) * C::gates + FIRST) * a.H * a.H;
+        const int64_t H = a.H;
+        return [=](int row, int64_t k) {
+            const int g = row / TILE_ROWS % ROW_GATES, tile = row / TILE_ROWS / ROW_GATES;
+            const int64_t unit = first_unit + tile * TILE_ROWS + row % TILE_ROWS;
+            if (unit >= H || k >= depth(H)) return 0.f;
+            return wide(w[BACKWARD ? k * H + unit : (g * H + unit) * H + k]);
+        };
+    }
+
+    DEVICE void hold(const Arguments& a, int n, int first_unit, void* stage) {
+        multiply.hold(stage, depth(a.H), weight(a, n, first_unit));
+        synchronise();
+    }
+    DEVICE void keep(const Arguments& a, int n, int first_unit, void* shared) {
+        multiply.keep(shared, weight(a, n, first_unit));
+    }
+
+    // The product of a unit and a row: forward, of the g-th of the gates.
+    DEVICE static float sum(const float* sums, int g, int unit, int column) {
+        const int tile = unit / TILE_ROWS * ROW_GATES + g;
+        return Multiply::sum(sums, tile * TILE_ROWS + unit % TILE_ROWS, column);
+    }
+};
+
+// Where there is no second product.
+struct NoWeights {
+    static constexpr int SUMS = 0;
+    static constexpr int64_t STAGE_BYTES = 0;
+    HOST_DEVICE static int64_t bytes(int64_t) { return 0; }
+    HOST_DEVICE static int64_t shared_bytes(int64_t) { return 0; }
+};
+
+}  // namespace rnnkit
