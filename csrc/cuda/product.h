@@ -118,6 +118,7 @@ template <class Kind, int ROW_TILES, int COLUMN_TILES, int HELD> struct Product 
 #pragma unroll
                 for (int i = 0; i < batch; ++i) add(held[k + i], v[i], total);
             }
+#pragma unroll(Kind::batch)
         for (int k = HELD; k < tiles; ++k) {
             typename Kind::Operand v[COLUMN_TILES];
             operands(q, stride, k, v);
