@@ -67,14 +67,23 @@ def cuda(pytestconfig):
     install(None)
 
 
-@pytest.fixture(params=GPUS)
-def gpu(request, monkeypatch):
-    monkeypatch.setattr(cuda_scan, "gpu_of", lambda device: GPUS[request.param])
+FORMS = [
+    pytest.param((name, count), marks=marks, id=f"{name} {count}")
+    for name, count, marks in (
+        ("slices", 1, []),
+        ("chunks", 2, []),
+        ("slices", 2, [pytest.mark.slow]),
+        ("chunks", 1, [pytest.mark.slow]),
+    )
+]
 
 
-@pytest.fixture(params=plan.UNIT_TILES, ids=lambda k: f"{k} tiles")
-def unit_tiles(request, monkeypatch):
-    monkeypatch.setattr(plan, "UNIT_TILES", (request.param,))
+@pytest.fixture(params=FORMS)
+def form(request, monkeypatch):
+    """How little of a GPU there is, and the tiles of units that a block has."""
+    name, count = request.param
+    monkeypatch.setattr(cuda_scan, "gpu_of", lambda device: GPUS[name])
+    monkeypatch.setattr(plan, "UNIT_TILES", (count,))
 
 
 @pytest.fixture
@@ -115,7 +124,7 @@ def on(name, inputs):
 
 @pytest.mark.parametrize("kind", EVERY)
 @pytest.mark.parametrize("plain", cells())
-def test_equals_the_reference(cuda, gpu, unit_tiles, plain, kind):
+def test_equals_the_reference(cuda, form, plain, kind):
     inputs = sample(plain, EVERY[kind], torch.float32)
     found, expected, exact = on("cuda", inputs), on("reference", inputs), in_double(inputs)
     for name, v in exact.items():
@@ -129,7 +138,7 @@ def largest(v):
 
 
 @pytest.mark.parametrize("plain", cells())
-def test_under_every_schedule(cuda, gpu, unit_tiles, plain):
+def test_under_every_schedule(cuda, form, plain):
     """The same, bit for bit, in whatever order threads and blocks run."""
     inputs = sample(plain, SIZES["rows"], torch.float32)
     expected, first = on("reference", inputs), None
@@ -152,7 +161,7 @@ DTYPES = {"half": torch.half, "bfloat16": torch.bfloat16, "tf32": torch.float}
 @pytest.mark.parametrize("size", ["rows", "blocks"])
 @pytest.mark.parametrize("kind", DTYPES)
 @pytest.mark.parametrize("plain", cells(exclude=RELUS))
-def test_rounded_products(cuda, unit_tiles, precision, plain, kind, size):
+def test_rounded_products(cuda, form, precision, plain, kind, size):
     """As far from the same problem in float64 as roundings explain."""
     precision(kind)
     inputs = sample(plain, SIZES[size], DTYPES[kind])
