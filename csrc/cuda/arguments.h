@@ -1,4 +1,4 @@
-// What a launch brings beside the arguments of the scan. rnnkit/cuda/launch.py fills it in this
+// What a launch brings beside the arguments of the scan. rnnkit/cuda/arguments.py fills it in this
 // order, eight bytes a field.
 #pragma once
 #include "../arguments.h"

@@ -1,11 +1,11 @@
 // The backward scan by a block: the gradients of every step's x and r, the last step first.
 //
-// What blocks hand over are the products' gradients and, where there is a norm, sums of its own. The
-// stages are as in forward.h.
+// What blocks hand over are the products' gradients and, where there is a norm, sums of its own, in
+// stages as in forward.h.
 //
-// A step that normalises needs its norm once more, which depends on nothing but saved states: so its
-// sums are handed over with a round of the step before it in the loop. That their buffer is free, all
-// blocks' arrival in the second round of the step before that one has shown.
+// A step that normalises needs its norm again, which depends on nothing but saved states. So its
+// sums are handed over a step early, with another round. Their buffer is free by then: in the step
+// before, every block arrived for its second round after it had read them.
 #pragma once
 #include "block.h"
 
@@ -78,8 +78,10 @@ template <class Kind, class C, int UNIT_TILES> struct Backward {
         const Element at = block.element(c);
         const Unit u = block.unit(at);
         float value = 0;
-        if constexpr (C::normalises)
-            if (!at.idle()) value = block.kept(at, C::gates), normalise(k + 1, at, u);
+        if (C::normalises && !at.idle()) {
+            value = block.kept(at, C::gates);
+            normalise(k + 1, at, u);
+        }
         Behind v = {};
         if (k < a.T) v = u.behind(time(k));
         if (k > 0) block.template receive<Early>(k, c);
@@ -97,7 +99,7 @@ template <class Kind, class C, int UNIT_TILES> struct Backward {
         if (k >= a.T) return;
         const float value[1] = {normalised(at, u, u.behind(time(k)))};
         block.kept(at, C::gates) = value[0];
-        block.template with_norm<VALUE, 1>(k, at, [&](const auto& norm) { norm.hand_over(value); });
+        block.template with_norm<VALUE, 1>(k, at, [&](auto norm) { norm.hand_over(value); });
     }
 
     DEVICE float normalised(const Element& at, const Unit& u, const Behind& v) {
@@ -110,9 +112,7 @@ template <class Kind, class C, int UNIT_TILES> struct Backward {
                                    float value, float (&ds)[C::states]) {
         float r[C::gates], p[C::rows + 1], total[C::states], next[C::states];
         float n[1] = {value}, scale[1];
-        block.template with_norm<VALUE, 1>(k, at, [&](const auto& norm) {
-            norm.normalise(n, scale);
-        });
+        block.template with_norm<VALUE, 1>(k, at, [&](auto norm) { norm.normalise(n, scale); });
         u.saw(v, block.own(at), UNITS, r, p);
         u.reached(time(k), v, ds, total, next);
         const float dn[1] = {C::normalised_gradient(v.x, r, v.s, p, value, n[0], next)};
@@ -120,9 +120,7 @@ template <class Kind, class C, int UNIT_TILES> struct Backward {
         block.kept(at, 0) = n[0];
         block.kept(at, 1) = scale[0];
         block.kept(at, 2) = dn[0];
-        block.template with_norm<GRADIENT, 1>(k, at, [&](const auto& norm) {
-            norm.hand_over(dn, n);
-        });
+        block.template with_norm<GRADIENT, 1>(k, at, [&](auto norm) { norm.hand_over(dn, n); });
     }
 
     DEVICE void through_norm_within(int k, int c) {
@@ -133,9 +131,8 @@ template <class Kind, class C, int UNIT_TILES> struct Backward {
         if (at.idle()) return;
         const float n[1] = {block.kept(at, 0)}, scale[1] = {block.kept(at, 1)};
         float dv[1] = {block.kept(at, 2)}, ds[C::states];
-        block.template with_norm<GRADIENT, 1>(k, at, [&](const auto& norm) {
-            norm.gradient(dv, n, scale);
-        });
+        block.template with_norm<GRADIENT, 1>(
+            k, at, [&](auto norm) { norm.gradient(dv, n, scale); });
         block.get(at, ds);
         through_step(k, at, u, v, {normalised(at, u, v), n[0], dv[0]}, ds);
     }
@@ -161,9 +158,7 @@ template <class Kind, class C, int UNIT_TILES> struct Backward {
                 dn[g] = dr[W::FIRST + g] * Unit::gain(block.own(at), UNITS, W::FIRST + g);
                 block.kept(at, W::FIRST + g) = dn[g];
             }
-            block.template with_norm<W::FIRST, W::COUNT>(k, at, [&](const auto& norm) {
-                norm.hand_over(dn, n);
-            });
+            block.template with_norm<W>(k, at, [&](auto norm) { norm.hand_over(dn, n); });
         } else {
             block.template hand_over<W>(reader<W>(k), at, dr + W::FIRST);
         }
@@ -184,9 +179,7 @@ template <class Kind, class C, int UNIT_TILES> struct Backward {
         block.wait(c);
         if (at.idle()) return;
         for (int g = 0; g < W::COUNT; ++g) d[g] = block.kept(at, W::FIRST + g);
-        block.template with_norm<W::FIRST, W::COUNT>(k, at, [&](const auto& norm) {
-            norm.gradient(d, n, scale);
-        });
+        block.template with_norm<W>(k, at, [&](auto norm) { norm.gradient(d, n, scale); });
         block.template hand_over<W>(reader<W>(k), at, d);
     }
 

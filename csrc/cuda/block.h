@@ -55,13 +55,12 @@ template <class Kind, class C, int UNIT_TILES, bool BACKWARD> struct Block {
 
     // A row of the exchange: what the products are fed, and sums of what is normalised.
     HOST_DEVICE static int64_t fed_bytes(int64_t H) { return Early::bytes(H) + Late::bytes(H); }
-    HOST_DEVICE static int64_t pitch(int64_t H) {
-        return fed_bytes(H) + Partials::bytes(H);
-    }
+    HOST_DEVICE static int64_t pitch(int64_t H) { return fed_bytes(H) + Partials::bytes(H); }
 
     static Layout layout_of(const Arguments& a) {
-        const int last = int((a.H - 1) % UNITS + 1), pairs = int(Partials::pairs(a.H));
-        return {Early::bytes(a.H), fed_bytes(a.H), {last, pairs, 1.f / a.H, float(a.eps)}};
+        const int full = int(a.H / UNITS), pairs = int(Partials::pairs(a.H));
+        const Rows rows = {full, pairs, float(a.H % UNITS), 1.f / a.H, float(a.eps)};
+        return {Early::bytes(a.H), fed_bytes(a.H), rows};
     }
 
     HOST_DEVICE static int64_t shared_bytes(int64_t H, int64_t chunks) {
@@ -107,7 +106,7 @@ template <class Kind, class C, int UNIT_TILES, bool BACKWARD> struct Block {
         if (unit >= a.H) return 0;
         if (row < C::gates)
             return a.b ? wide(static_cast<const S*>(a.b)[(n * C::gates + row) * a.H + unit]) : 0;
-        const int64_t place = row - C::gates < C::rows ? gains + row - C::gates : row - C::gates - C::rows;
+        const int64_t k = row - C::gates, place = k < C::rows ? gains + k : k - C::rows;
         return wide(static_cast<const S*>(a.p)[(n * rows + place) * a.H + unit]);
     }
 
@@ -180,6 +179,10 @@ template <class Kind, class C, int UNIT_TILES, bool BACKWARD> struct Block {
         constexpr int per_gate = 1;
         if (COUNT == 1 || a.norm != per_gate) f(Norm<Partials, UNITS, 1, COUNT>{partials, FIRST});
         else f(Norm<Partials, UNITS, COUNT, 1>{partials, FIRST});
+    }
+    template <class W, class F>
+    DEVICE void with_norm(int step, const Element& at, const F& f) const {
+        with_norm<W::FIRST, W::COUNT>(step, at, f);
     }
 };
 

@@ -1,8 +1,8 @@
 // The forward scan by a block.
 //
 // What blocks hand over: h for the product; with an inner step, what it feeds the late gates'; and
-// where there is a norm, sums of what it normalises. Each ends a stage of the step, which all chunks
-// take turns at, so that one's values are on their way while another's are computed; what a row
+// where there is a norm, sums of what it normalises. Each ends a stage of the step. All chunks take
+// turns at a stage, so that one's values are on their way while another's are computed; what a row
 // needs in its next stage is kept in shared memory.
 #pragma once
 #include "block.h"
@@ -17,6 +17,7 @@ template <class Kind, class C, int UNIT_TILES> struct Forward {
     using Unit = typename Block::Unit;
     using Ahead = typename Unit::Ahead;
     static constexpr int UNITS = Block::UNITS;
+    static constexpr bool INNER = Block::INNER;
 
     const Arguments& a;
     Block block;
@@ -30,8 +31,8 @@ template <class Kind, class C, int UNIT_TILES> struct Forward {
             block.begin_step(k);
             block.round([&](int c) { multiply<Early>(k, c); });
             if constexpr (NORM<C>) block.round([&](int c) { normalise<Early>(k, c); });
-            if constexpr (Block::INNER) block.round([&](int c) { multiply<Late>(k, c); });
-            if constexpr (Block::INNER && NORM<C>) block.round([&](int c) { normalise<Late>(k, c); });
+            if constexpr (INNER) block.round([&](int c) { multiply<Late>(k, c); });
+            if constexpr (INNER && NORM<C>) block.round([&](int c) { normalise<Late>(k, c); });
             if constexpr (C::normalises) block.round([&](int c) { normalise_within(k, c); });
         }
         for (int c = 0; c < block.form.chunks; ++c) end(c);
@@ -83,9 +84,7 @@ template <class Kind, class C, int UNIT_TILES> struct Forward {
             r[g] += v.x[W::FIRST + g];
             block.kept(at, W::FIRST + g) = r[g];
         }
-        block.template with_norm<W::FIRST, W::COUNT>(k, at, [&](const auto& norm) {
-            norm.hand_over(r);
-        });
+        block.template with_norm<W>(k, at, [&](auto norm) { norm.hand_over(r); });
     }
 
     // From the product to what it is normalised to.
@@ -97,9 +96,7 @@ template <class Kind, class C, int UNIT_TILES> struct Forward {
         if (at.idle()) return;
         float r[W::COUNT], scale[W::COUNT];
         for (int g = 0; g < W::COUNT; ++g) r[g] = block.kept(at, W::FIRST + g);
-        block.template with_norm<W::FIRST, W::COUNT>(k, at, [&](const auto& norm) {
-            norm.normalise(r, scale);
-        });
+        block.template with_norm<W>(k, at, [&](auto norm) { norm.normalise(r, scale); });
         after<W>(k, at, u, v, r);
     }
 
@@ -111,7 +108,7 @@ template <class Kind, class C, int UNIT_TILES> struct Forward {
         for (int g = 0; g < W::FIRST; ++g) r[g] = block.kept(at, g);
         for (int g = W::FIRST; g < W::FIRST + W::COUNT; ++g)
             r[g] = u.seen(block.own(at), UNITS, g, found[g - W::FIRST]);
-        if constexpr (W::COUNT < C::gates && W::FIRST == 0) inner_step(k, at, u, v, r);
+        if constexpr (INNER && W::FIRST == 0) inner_step(k, at, u, v, r);
         else if constexpr (C::normalises) before_norm_within(k, at, u, v, r);
         else advance(k, at, u, v, r, 0, 0);
     }
@@ -131,9 +128,7 @@ template <class Kind, class C, int UNIT_TILES> struct Forward {
         const float value[1] = {C::normalised(v.x, r, s, p)};
         for (int g = 0; g < C::gates; ++g) block.kept(at, g) = r[g];
         block.kept(at, C::gates) = value[0];
-        block.template with_norm<C::gates, 1>(k, at, [&](const auto& norm) {
-            norm.hand_over(value);
-        });
+        block.template with_norm<C::gates, 1>(k, at, [&](auto norm) { norm.hand_over(value); });
     }
 
     // From the value that the step normalises to the next states.
@@ -145,9 +140,7 @@ template <class Kind, class C, int UNIT_TILES> struct Forward {
         if (at.idle()) return;
         const float value = block.kept(at, C::gates);
         float r[C::gates], n[1] = {value}, scale[1];
-        block.template with_norm<C::gates, 1>(k, at, [&](const auto& norm) {
-            norm.normalise(n, scale);
-        });
+        block.template with_norm<C::gates, 1>(k, at, [&](auto norm) { norm.normalise(n, scale); });
         for (int g = 0; g < C::gates; ++g) r[g] = block.kept(at, g);
         advance(k, at, u, v, r, value, n[0]);
     }

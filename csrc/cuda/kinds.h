@@ -31,7 +31,7 @@ template <class T> struct MatrixUnits {
         uint4 words;
     };
 
-    // Of the row that this lane feeds; `rows` is the tile's first, and they are `stride` bytes apart.
+    // Of the row that this lane feeds; `rows` is the tile's first, they are `stride` bytes apart.
     DEVICE static Operand load(const char* rows, int64_t stride) {
         return {load_l2(reinterpret_cast<const uint4*>(rows + lane() / 4 * stride
                                                        + lane() % 4 * 16))};

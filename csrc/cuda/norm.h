@@ -12,11 +12,11 @@
 
 namespace rnnkit {
 
-// What is the same for all rows. It is computed before a launch, since what a kernel computes before
-// its loop takes registers.
+// What is the same for all rows. A launch computes it, since what a kernel computes before its loop
+// takes registers.
 struct Rows {
-    int last, pairs;   // units of the last block; pairs of blocks
-    float share, eps;  // 1 / H
+    int full, pairs;         // blocks whose units all exist; pairs of blocks
+    float last, share, eps;  // units of the block after those; 1 / H
 };
 
 // What blocks hand over of one row: of SUMS sums, two numbers each. They lie in words of 16 bytes,
@@ -41,8 +41,8 @@ template <int UNITS, int SUMS> struct Partials {
     }
 
     // How many units a block has.
-    DEVICE int count(int block) const {
-        return block < blocks_x() - 1 ? UNITS : block < blocks_x() ? rows.last : 0;
+    DEVICE float count(int block) const {
+        return block < rows.full ? UNITS : block == rows.full ? rows.last : 0;
     }
 };
 
@@ -50,17 +50,18 @@ template <int UNITS, int SUMS> struct Partials {
 struct Moments {
     float count, mean, squares;
 
-    DEVICE void add(float more, float its_mean, float its_squares) {
+    // The same of more values.
+    DEVICE void add(float more, const float* moments) {
         if (more == 0) return;
-        const float all = count + more, share = more / all, apart = its_mean - mean;
+        const float all = count + more, share = more / all, apart = moments[0] - mean;
         mean += apart * share;
-        squares += its_squares + apart * apart * count * share;
+        squares += moments[1] + apart * apart * count * share;
         count = all;
     }
 };
 
-// Of GROUPS groups of values, each normalised by itself, a lane has EACH, of its unit. In a round all
-// hand_over(), then they can call what comes after it.
+// Of GROUPS groups of values, each normalised by itself, a lane has EACH, of its unit. A round lies
+// between hand_over() and what is declared after it.
 template <class Partials, int UNITS, int GROUPS, int EACH> struct Norm {
     static constexpr int VALUES = GROUPS * EACH;
     using Values = float (&)[VALUES];
@@ -95,7 +96,7 @@ template <class Partials, int UNITS, int GROUPS, int EACH> struct Norm {
             for (int g = 0; g < GROUPS; ++g)
 #pragma unroll
                 for (int i = 0; i < 2; ++i)
-                    own[g].add(partials.count(2 * k + i) * EACH, word[g][2 * i], word[g][2 * i + 1]);
+                    own[g].add(partials.count(2 * k + i) * EACH, word[g] + 2 * i);
         }
         float mean[GROUPS], squares[GROUPS];
         const float share = partials.rows.share / EACH;

@@ -2,8 +2,8 @@
 //
 // `form.blocks` blocks share the units of one group for one slice of the batch. Each holds its own
 // units' weights, in registers first; in every step it hands the others what their products need of
-// its units: h forward, the products' gradient backward, through L2. A slice is cut into chunks, and
-// a block works on one while another is on its way. No slice waits for another.
+// its units: h forward, the products' gradient backward. A slice is cut into chunks, and a block
+// works on one while another is on its way. No slice waits for another.
 #pragma once
 #include "backward.h"
 #include "forward.h"

@@ -1,7 +1,8 @@
 // A block's part of a recurrent product: resident weights times what other blocks hand over.
 //
 // The warps share the inner dimension: each has its own tiles of TILE_BYTES of every row, for all
-// rows of the weights, so that nothing of the state is read twice. Their sums meet in shared memory.
+// rows of the weights, so that nothing of the state is read twice. Their sums meet in shared
+// memory.
 #pragma once
 #include <cstring>
 #include "kinds.h"
@@ -44,8 +45,8 @@ template <class Kind, int ROW_TILES, int COLUMN_TILES, int HELD> struct Product 
     }
     static constexpr int64_t STAGE_BYTES = HELD * WARPS * ROW_TILES * 32 * sizeof(Fragment);
 
-    // weight(row, k), zero where there is none. What registers hold goes through `stage`: a loop over
-    // registers is unrolled, and all loads of all weights on their way at once would leave none.
+    // weight(row, k), zero where there is none. What registers hold goes through `stage`: a loop
+    // over registers is unrolled, and all loads on their way at once would leave no registers.
     template <class Weight>
     DEVICE void hold(void* stage, int64_t depth, const Weight& weight) {
         tiles = int(most_tiles(depth));

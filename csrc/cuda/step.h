@@ -1,27 +1,12 @@
 // One unit of one row at one step, forward and backward: what is loaded for it, and what is stored.
 #pragma once
-#include "clock.h"
 #include "math.h"
+#include "normed.h"
+#include "place.h"
 
 namespace rnnkit {
 
-// A unit of a row of the batch; `exists` is false past the last one.
-struct Place {
-    int b, n, j;
-    bool exists;
-};
-
-// A cell with a norm of its products; and of their sums with x, where its step sees nothing else.
-template <class C> struct NormedProducts : C {};
-template <class C> struct NormedSums : C {};
-
-enum class Normed { NOTHING, PRODUCTS, SUMS };
-template <class C> constexpr Normed NORMED = Normed::NOTHING;
-template <class C> constexpr Normed NORMED<NormedProducts<C>> = Normed::PRODUCTS;
-template <class C> constexpr Normed NORMED<NormedSums<C>> = Normed::SUMS;
-template <class C> constexpr bool NORM = NORMED<C> != Normed::NOTHING;
-
-// Of the unit's own values, `own` is the first: the biases of all gates, the parameters of the step
+// Of a unit's own values, `own` is the first: the biases of all gates, the parameters of the step
 // and, with a norm, its gains, `pitch` apart.
 template <class T, class C> struct Unit {
     using S = T;
@@ -74,7 +59,7 @@ template <class T, class C> struct Unit {
 
     DEVICE float initial(int k) const { return at.exists && a.s0 ? value(a.s0, state(k)) : 0; }
 
-    // What a step of the forward scan reads that no other unit computes; x if it is wanted, or zero.
+    // What a step of the forward scan reads that no other unit computes; x where wanted, or zero.
     struct Ahead {
         float x[C::gates];
         bool live, fresh;
@@ -150,7 +135,7 @@ template <class T, class C> struct Unit {
         return found;
     }
 
-    // With which the value was multiplied that is normalised to r[g].
+    // What is normalised to r[g] was multiplied with it.
     DEVICE float scale(int t, int g) const {
         return static_cast<const float*>(a.scales)[row(t) * C::gates + g];
     }
@@ -207,7 +192,8 @@ template <class T, class C> struct Unit {
             float r[C::gates], p[C::rows + 1], dx[C::gates], old[C::states] = {};
             saw(v, own, pitch, r, p);
             for (int g = 0; g < C::gates; ++g) dx[g] = dr[g];
-            C::inner_vjp(v.x, r, v.s, p, dq, dx, dr, old);
+            // A zero state lets no gradient through, and that of its norm may overflow 16 bits.
+            C::inner_vjp(v.x, r, v.s, p, v.fresh ? 0 : dq, dx, dr, old);
             for (int k = 0; k < C::states && !v.fresh; ++k) ds[k] += old[k];
         }
         store(t, 0, C::late, dr, dr);

@@ -26,9 +26,7 @@ struct Weights {
     HOST_DEVICE static int64_t depth(int64_t H) { return BACKWARD ? COUNT * H : H; }
 
     // Of a row of what is handed over for the product.
-    HOST_DEVICE static int64_t bytes(int64_t H) {
-        return Multiply::row_bytes(depth(H));
-    }
+    HOST_DEVICE static int64_t bytes(int64_t H) { return Multiply::row_bytes(depth(H)); }
     HOST_DEVICE static int64_t shared_bytes(int64_t H) { return Multiply::shared_bytes(depth(H)); }
 
     // Of a group n, for the block's units.

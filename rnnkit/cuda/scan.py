@@ -71,9 +71,17 @@ def note(problem: Problem) -> str | None:
 
 
 def name_of(cell: str) -> str:
-    """The name under which the kernels know a cell: that of the one with a norm over all gates."""
+    """The name under which the kernels know a cell: that of the registered one that differs from it
+    in eps at most, and in whether its norm is over all gates.
+    """
     found = cells.find(cell)
-    return (found.kernel or cell) + "_norm" * (found.norm is not None and not found.normalises)
+    name = (found.kernel or cell) + "_norm" * (found.norm is not None and not found.normalises)
+    return name if name in cells.CELLS and norms(cells.CELLS[name]) == norms(found) else cell
+
+
+def norms(cell: cells.Cell) -> tuple[bool | None, bool]:
+    """Whether a norm before the step is of sums, None if there is none; whether one is within."""
+    return None if cell.norm is None else cell.norm.of_sum, cell.normalises
 
 
 @lru_cache

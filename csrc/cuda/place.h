@@ -1,9 +1,15 @@
-// What reverse, lengths and resets mean.
+// Where a unit is, and what reverse, lengths and resets mean for it.
 #pragma once
 #include "arguments.h"
 #include "device.h"
 
 namespace rnnkit {
+
+// A unit of a row of the batch; `exists` is false past the last one.
+struct Place {
+    int b, n, j;
+    bool exists;
+};
 
 // Which way time runs for a group, and where a row's sequence begins, ends and is parted.
 struct Clock {
