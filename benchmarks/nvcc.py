@@ -18,6 +18,9 @@ from .facts import ROOT
 from .static_targets import tool
 
 SOURCE = ROOT / "csrc" / "cuda" / "kernels.cu"
+CELLS = ROOT / "csrc" / "cells" / "cells.h"
+# `Normed` of csrc/cuda/normed.h.
+NORMED = ("NOTHING", "SUMS", "PRODUCTS")
 RECIPE = Cuda()
 # What ptxas says of a kernel, and the part of it that each figure is in.
 SAID = re.compile(r"Compiling entry function '(\w+)'(.+?)Compile time", re.DOTALL)
@@ -93,8 +96,15 @@ def plain(name: str) -> str:
 
 
 def registered(cell: str) -> str:
-    """The name under which the source registers a cell, whose type may leave out the last words."""
-    found = re.findall(r'CELL\("(\w+)", (.+)>\)', SOURCE.read_text())
-    matching = [(kind, name) for name, kind in found if cell.startswith(kind)]
-    assert matching, f"{SOURCE} registers no {cell}"
+    """The name under which CELLS lists With<type, what is normalised>."""
+    found = re.fullmatch(r"With<(.+)>, \(Normed\)(\d)>", cell)
+    assert found, cell
+    listed = re.findall(r'CELL\("(\w+)", (\w+), (.+)>\)', CELLS.read_text())
+    # The type may leave out its last arguments.
+    matching = [
+        (kind, name)
+        for name, norm, kind in listed
+        if found[1].startswith(kind) and NORMED.index(norm) == int(found[2])
+    ]
+    assert matching, f"{CELLS} lists no {cell}"
     return max(matching, key=lambda each: len(each[0]))[1]

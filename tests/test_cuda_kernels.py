@@ -102,7 +102,7 @@ def precision():
 
 def cells(exclude=()):
     """Those that the kernels have; what most variants of variants show, others show too."""
-    text = (CSRC / "cuda" / "kernels.cu").read_text()
+    text = (CSRC / "cells" / "cells.h").read_text()
     known = set(re.findall(r'CELL\("([\w ]+)"', text))
     names = [name for name in CELLS if cuda_scan.name_of(name) in known and name not in exclude]
     return [pytest.param(v, marks=[pytest.mark.slow] if minor(v) else []) for v in names]

@@ -139,12 +139,12 @@ def test_defects_are_found(cuda, pytestconfig, tmp_path, defect):
 def with_defect(csrc, name, right, wrong):
     """What is compiled to a library with a defect, of one cell and kind of product alone."""
     shutil.copytree(CSRC, csrc)
-    path, kernels = csrc / "cuda" / name, csrc / "cuda" / "kernels.cu"
+    path, listed = csrc / "cuda" / name, csrc / "cells" / "cells.h"
     text = path.read_text()
     assert text.count(right) == 1
     path.write_text(text.replace(right, wrong))
-    others = re.compile(r'    CELL\("(?!lstm_norm").*\n')
-    kernels.write_text(others.sub("", kernels.read_text()))
+    others = re.compile(r'CELL\("(?!lstm_norm")[^\\\n]+')
+    listed.write_text(others.sub("", listed.read_text()))
     kinds = [kind for kind in PRODUCTS if kind != SINGLE]
     stubs = "\n".join(f"Entries entries_{kind}() {{ return {{}}; }}" for kind in kinds)
     stub = csrc / "cuda" / "stubs.cu"

@@ -1,8 +1,6 @@
 // The kernels of one storage type for one instruction set, which the build defines: every cell.
 #include <cstring>
-#include "../cells/gru.h"
-#include "../cells/lstm.h"
-#include "../cells/rnn.h"
+#include "../cells/cells.h"
 #include "run.h"
 #include "step.h"
 
@@ -28,18 +26,10 @@ template <class C> constexpr Kernels of() {
         return {C::shared, scan<S, C>, scan_backward<S, C>, step<S, C>};
 }
 
-constexpr Entry ENTRIES[] = {
-    {"rnn_tanh", of<Rnn<M, false>>()},
-    {"rnn_relu", of<Rnn<M, true>>()},
-    {"gru", of<Gru<M>>()},
-    {"gru_before", of<GruBefore<M>>()},
-    {"lstm", of<Lstm<M, false, false, false>>()},
-    {"lstm_norm", of<Lstm<M, false, true, false>>()},
-    {"lstm_norm_carry", of<Lstm<M, false, true, true>>()},
-    {"lstm_peephole", of<Lstm<M, true, false, false>>()},
-    {"lstm_peephole_norm", of<Lstm<M, true, true, false>>()},
-    {"lstm_peephole_norm_carry", of<Lstm<M, true, true, true>>()},
-};
+// A norm of what comes before the step is the same for every cell: Arguments::norm says it.
+#define CELL(name, norm, ...) {name, of<__VA_ARGS__>()},
+constexpr Entry ENTRIES[] = {RNNKIT_CELLS(CELL)};
+#undef CELL
 
 }  // namespace
 }  // namespace RNNKIT_ISA

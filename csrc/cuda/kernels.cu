@@ -1,7 +1,5 @@
 // The kernels of one kind of product, which the build defines: every cell.
-#include "../cells/gru.h"
-#include "../cells/lstm.h"
-#include "../cells/rnn.h"
+#include "../cells/cells.h"
 #include "kernels.h"
 #include "persistent.h"
 
@@ -27,26 +25,13 @@ template <class C, int UNIT_TILES, bool BACKWARD> constexpr Entry entry(const ch
             P::pitch, P::shared_bytes, launch_persistent<Kind, C, UNIT_TILES, BACKWARD>};
 }
 
-#define CELL(name, ...)                                                             \
-    entry<__VA_ARGS__, 1, false>(name), entry<__VA_ARGS__, 1, true>(name),          \
-        entry<__VA_ARGS__, 2, false>(name), entry<__VA_ARGS__, 2, true>(name)
+#define CELL(name, norm, ...)                                                       \
+    entry<With<__VA_ARGS__, Normed::norm>, 1, false>(name),                         \
+        entry<With<__VA_ARGS__, Normed::norm>, 1, true>(name),                      \
+        entry<With<__VA_ARGS__, Normed::norm>, 2, false>(name),                     \
+        entry<With<__VA_ARGS__, Normed::norm>, 2, true>(name),
 
-constexpr Entry ENTRIES[] = {
-    CELL("rnn_tanh", Rnn<M, false>),
-    CELL("rnn_relu", Rnn<M, true>),
-    CELL("rnn_tanh_norm", NormedSums<Rnn<M, false>>),
-    CELL("rnn_relu_norm", NormedSums<Rnn<M, true>>),
-    CELL("gru", Gru<M>),
-    CELL("gru_norm", NormedProducts<Gru<M>>),
-    CELL("gru_before", GruBefore<M>),
-    CELL("gru_before_norm", NormedProducts<GruBefore<M>>),
-    CELL("lstm", Lstm<M, false, false, false>),
-    CELL("lstm_norm", NormedProducts<Lstm<M, false, true, false, false>>),
-    CELL("lstm_norm_carry", NormedProducts<Lstm<M, false, true, true, false>>),
-    CELL("lstm_peephole", Lstm<M, true, false, false>),
-    CELL("lstm_peephole_norm", NormedProducts<Lstm<M, true, true, false, false>>),
-    CELL("lstm_peephole_norm_carry", NormedProducts<Lstm<M, true, true, true, false>>),
-};
+constexpr Entry ENTRIES[] = {RNNKIT_CELLS(CELL)};
 
 }  // namespace
 

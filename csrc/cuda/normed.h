@@ -1,16 +1,15 @@
-// Which cells have a norm of what comes before their step.
+// What of a cell is normalised before its step.
 #pragma once
 
 namespace rnnkit {
 
-// Of its products; or of their sums with x, where the step sees nothing else of both.
-template <class C> struct NormedProducts : C {};
-template <class C> struct NormedSums : C {};
+// Its products; or their sums with x, where the step sees nothing else of both.
+enum class Normed { NOTHING, SUMS, PRODUCTS };
+template <class C, Normed OF> struct With : C {
+    static constexpr Normed normed = OF;
+};
 
-enum class Normed { NOTHING, PRODUCTS, SUMS };
-template <class C> constexpr Normed NORMED = Normed::NOTHING;
-template <class C> constexpr Normed NORMED<NormedProducts<C>> = Normed::PRODUCTS;
-template <class C> constexpr Normed NORMED<NormedSums<C>> = Normed::SUMS;
+template <class C> constexpr Normed NORMED = C::normed;
 template <class C> constexpr bool NORM = NORMED<C> != Normed::NOTHING;
 
 }  // namespace rnnkit

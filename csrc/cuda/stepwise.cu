@@ -1,8 +1,6 @@
 // The stepwise kernels, of every cell for every kind of product, and how Python finds them.
 #include <cstring>
-#include "../cells/gru.h"
-#include "../cells/lstm.h"
-#include "../cells/rnn.h"
+#include "../cells/cells.h"
 #include "stepwise.h"
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
@@ -16,21 +14,18 @@ struct Entry {
     int (*launch[2])(const Arguments&, const Form&, const Steps&);  // forward, backward
 };
 
+// None of a cell that takes more than one product and one launch a step.
 template <class Kind, class C> constexpr Entry entry(const char* cell) {
-    return {cell, {launch_stepwise<Kind, C, false>, launch_stepwise<Kind, C, true>}};
+    if constexpr (NORM<C> || C::normalises || C::late < C::gates) return {cell, {}};
+    else return {cell, {launch_stepwise<Kind, C, false>, launch_stepwise<Kind, C, true>}};
 }
+#define CELL(name, norm, ...) entry<Kind, With<__VA_ARGS__, Normed::norm>>(name),
 
 template <class Kind> const Entry* find(const char* cell) {
     using M = GpuMath<sizeof(typename Kind::S) == 2>;
-    static constexpr Entry entries[] = {
-        entry<Kind, Rnn<M, false>>("rnn_tanh"),
-        entry<Kind, Rnn<M, true>>("rnn_relu"),
-        entry<Kind, Gru<M>>("gru"),
-        entry<Kind, Lstm<M, false, false, false>>("lstm"),
-        entry<Kind, Lstm<M, true, false, false>>("lstm_peephole"),
-    };
+    static constexpr Entry entries[] = {RNNKIT_CELLS(CELL)};
     for (const Entry& entry : entries)
-        if (std::strcmp(entry.cell, cell) == 0) return &entry;
+        if (std::strcmp(entry.cell, cell) == 0) return entry.launch[0] ? &entry : nullptr;
     return nullptr;
 }
 
