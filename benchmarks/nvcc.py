@@ -39,6 +39,7 @@ class Kernel(NamedTuple):
     cell: str
     unit_tiles: int
     backward: bool
+    cluster: bool
     figures: dict[str, int]
     code: sass.Function
 
@@ -65,7 +66,7 @@ def compile_kernels(target: str, kind: str) -> list[Kernel]:
         if done.returncode != 0:
             raise RuntimeError(f"{' '.join(command)}\n{done.stderr}")
         code = subprocess.check_output([tool("nvdisasm"), cubin], text=True)
-    return sorted(kernels(done.stderr, sass.functions(code)), key=lambda kernel: kernel[:3])
+    return sorted(kernels(done.stderr, sass.functions(code)), key=lambda kernel: kernel[:4])
 
 
 def kernels(said: str, functions: dict[str, sass.Function]) -> Iterator[Kernel]:
@@ -73,8 +74,7 @@ def kernels(said: str, functions: dict[str, sass.Function]) -> Iterator[Kernel]:
     figures = {name: figures_of(text) for name, text in SAID.findall(said)}
     names = subprocess.check_output(["c++filt", *figures], text=True).splitlines()
     for (mangled, found), name in zip(figures.items(), names, strict=True):
-        cell, unit_tiles, backward = described(name)
-        yield Kernel(cell, unit_tiles, backward, found, functions[mangled])
+        yield Kernel(*described(name), found, functions[mangled])
 
 
 def figures_of(text: str) -> dict[str, int]:
@@ -83,11 +83,12 @@ def figures_of(text: str) -> dict[str, int]:
     return {name: int(each[1]) if each else 0 for name, each in found.items()}
 
 
-def described(name: str) -> tuple[str, int, bool]:
-    """The cell, tiles of units and direction of persistent<Kind, Cell, UNIT_TILES, BACKWARD>."""
-    found = re.search(r"persistent<.+?, (\w+<.+>), (\d+), (true|false)>\(", plain(name))
+def described(name: str) -> tuple[str, int, bool, bool]:
+    """What persistent<Kind, Cell, UNIT_TILES, BACKWARD, CLUSTER> says of all but the kind."""
+    pattern = r"persistent<.+?, (With<.+>), (\d+), (true|false), (true|false)>\("
+    found = re.search(pattern, plain(name))
     assert found, name
-    return registered(found[1]), int(found[2]), found[3] == "true"
+    return registered(found[1]), int(found[2]), found[3] == "true", found[4] == "true"
 
 
 def plain(name: str) -> str:

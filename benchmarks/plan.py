@@ -29,7 +29,7 @@ class Model(NamedTuple):
 MODELS = {
     "A100": Model(A100, 1.41),
     "H100": Model(H100, 1.755),
-    "B200": Model(Gpu(148, 227 * 1024), None),
+    "B200": Model(Gpu(148, 227 * 1024, 16), None),
 }
 SIZES = (160, 192, 256, 512, 768, 1024, 1536, 2048)
 BATCHES = (1, 16, 64, 256)
@@ -51,7 +51,7 @@ def rows(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
         if isinstance(found, str):
             yield row | {"reason": found}
             continue
-        tile = Tile(args.cell, kind, found.unit_tiles, backward)
+        tile = Tile(args.cell, kind, found.unit_tiles, backward, found.cluster)
         held = min(1.0, tile.held / max(tile.tiles(H), 1))
         more = {"held": f"{held:.0%}", "us": microseconds(found.cycles, MODELS[name])}
         yield row | found._asdict() | more

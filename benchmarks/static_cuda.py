@@ -73,13 +73,14 @@ def rows_of(
     kernel: nvcc.Kernel, target: str, kind: str, shapes: list[tuple[int, int]]
 ) -> Iterator[Row]:
     """One kernel at every shape; where it has no plan, the reason."""
-    tile = Tile(kernel.cell, kind, kernel.unit_tiles, kernel.backward)
+    tile = Tile(kernel.cell, kind, *kernel[1:4])
     loop, figures = Loop(kernel, tile), kernel.figures
     for B, H in shapes:
         chosen = tile.plan(H, B, 1, MODELS[GPUS[target]].gpu)
         shared = figures["shared"] + getattr(chosen, "shared_bytes", 0)
         row: Row = {"operator": "cuda", "target": target, "cell": kernel.cell, "kind": kind}
-        row |= {"unit_tiles": kernel.unit_tiles, "B": B, "H": H, "backward": kernel.backward}
+        row |= {"unit_tiles": kernel.unit_tiles, "cluster": kernel.cluster, "B": B, "H": H}
+        row |= {"backward": kernel.backward}
         row |= {"warps": WARPS, "registers": figures["registers"], "stack": figures["stack"]}
         row |= {"shared": shared, "limit": TARGETS[target].shared}
         row |= {"fit": fit(figures["registers"], shared, TARGETS[target].shared)}
@@ -98,7 +99,7 @@ def times(row: Row, chosen: Plan) -> Row:
     """What a step takes by its instructions and by the planner, and what it could take."""
     model = MODELS[GPUS[row["target"]]]
     # A multiprocessor has four schedulers, each of which issues one instruction a cycle.
-    issuing = chosen.chunks * row["issued"] * WARPS / 4
+    issuing = chosen.waves * chosen.chunks * row["issued"] * WARPS / 4
     found = {
         "chunks": chosen.chunks,
         "issue_us": microseconds(issuing, model),

@@ -315,7 +315,7 @@ def test_the_real_one_loads_and_says_that_there_is_no_gpu(tmp_path):
     real = recipe((9, 0), compiler=Compiler((nvcc(),), ""))
     real.build(tmp_path / real.library, CSRC)
     found = library.Library(str(tmp_path / real.library))
-    kernels = [found.persistent("lstm", kind, 1, False) for kind in KINDS]
+    kernels = [found.persistent("lstm", kind, 1, False, False) for kind in KINDS]
     assert len({kernel.value for kernel in kernels}) == len(KINDS)
     form = Form(**dict.fromkeys(Form._fields, 0) | {"blocks": 1, "slices": 1, "chunks": 1})
     problem = arguments.Arguments(T=1, B=1, N=1, H=16)

@@ -30,7 +30,7 @@ pytestmark = [] if DEVICE_NAME == "cuda" else [emulates]
 SINGLE = "ieee"
 SEEDS = range(20)
 # How little of a GPU there is: several slices of the batch, or one whose chunks take turns.
-GPUS = {"slices": Gpu(60, 227 * 1024), "chunks": Gpu(18, 227 * 1024)}
+GPUS = {"slices": Gpu(60, 227 * 1024, 16), "chunks": Gpu(18, 227 * 1024, 16)}
 SIZES = {
     "blocks": Kind((False, True), 1, (0, 3) * 9, True, sizes={"T": 3, "B": 18, "H": 37}),
     "rows": Kind((False, True), 1, None, True, True, True, sizes={"T": 3, "B": 50, "H": 20}),
@@ -67,23 +67,28 @@ def cuda(pytestconfig):
     install(None)
 
 
+FORM = {False: "through L2", True: "in clusters"}
 FORMS = [
-    pytest.param((name, count), marks=marks, id=f"{name} {count}")
-    for name, count, marks in (
-        ("slices", 1, []),
-        ("chunks", 2, []),
-        ("slices", 2, [pytest.mark.slow]),
-        ("chunks", 1, [pytest.mark.slow]),
+    pytest.param((name, count, cluster), marks=marks, id=f"{name} {count} {FORM[cluster]}")
+    for name, count, cluster, marks in (
+        ("slices", 1, False, []),
+        ("chunks", 2, False, []),
+        ("chunks", 1, True, []),
+        ("slices", 2, False, [pytest.mark.slow]),
+        ("chunks", 1, False, [pytest.mark.slow]),
+        ("slices", 1, True, [pytest.mark.slow]),
+        ("slices", 2, True, [pytest.mark.slow]),
+        ("chunks", 2, True, [pytest.mark.slow]),
     )
 ]
 
 
 @pytest.fixture(params=FORMS)
 def form(request, monkeypatch):
-    """How little of a GPU there is, and the tiles of units that a block has."""
-    name, count = request.param
+    """How little of a GPU there is, and what the blocks are."""
+    name, *tiles = request.param
     monkeypatch.setattr(cuda_scan, "gpu_of", lambda device: GPUS[name])
-    monkeypatch.setattr(plan, "UNIT_TILES", (count,))
+    monkeypatch.setattr(plan, "FORMS", [tuple(tiles)])
 
 
 @pytest.fixture
@@ -194,21 +199,22 @@ def test_relu_in_half_precision(cuda):
 
 
 WEIGHTS = {
-    "float": (torch.float32, {"T": 2, "B": 2, "H": 300}, 1),
-    "half": (torch.half, {"T": 2, "B": 2, "H": 520}, 2),
+    "float": (torch.float32, {"T": 2, "B": 2, "H": 300}, (1, False)),
+    "half": (torch.half, {"T": 2, "B": 2, "H": 520}, (2, False)),
+    "float in clusters": (torch.float32, {"T": 2, "B": 2, "H": 300}, (2, True)),
 }
 
 
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_weights_beyond_the_registers(cuda, monkeypatch, name):
     """The rest of them lies in shared memory, forward and backward."""
-    dtype, sizes, tiles = WEIGHTS[name]
-    monkeypatch.setattr(plan, "UNIT_TILES", (tiles,))
+    dtype, sizes, form = WEIGHTS[name]
+    monkeypatch.setattr(plan, "FORMS", [form])
     monkeypatch.setattr(cuda_scan, "gpu_of", lambda device: plan.H100)
     inputs = sample("lstm", Kind(sizes=sizes), dtype)
     kind = plan.kind_of(dtype, "ieee")
     for backward in (False, True):
-        tile = Tile("lstm", kind, tiles, backward)
+        tile = Tile("lstm", kind, form[0], backward)
         assert tile.tiles(sizes["H"]) > tile.held
     bound = 1e-5 if dtype == torch.float32 else EPS["half"] * ROUNDINGS
     assert_same(on("cuda", inputs), on("reference", inputs), bound)
@@ -257,9 +263,9 @@ def test_layers(cuda, plain):
 def tiles():
     for cell in [param.values[0] for param in cells()]:
         for kind in PRODUCTS:
-            for count in plan.UNIT_TILES:
+            for count, cluster in plan.FORMS:
                 for backward in (False, True):
-                    yield Tile(cell, kind, count, backward)
+                    yield Tile(cell, kind, count, backward, cluster)
 
 
 def test_the_planner_knows_the_kernels(cuda):
@@ -279,42 +285,79 @@ def test_the_planner_knows_the_kernels(cuda):
 # A defect, by the text that it replaces in a file of csrc/cuda, and what then stands there.
 PLANTED = {
     "a missing barrier": (
+        False,
         "exchange.h",
         "(flag(chunk)) < all) pause();\n        synchronise();\n",
         "(flag(chunk)) < all) pause();\n",
     ),
-    "a wrong epoch": ("exchange.h", "unsigned(rounds) * blocks_x()", "(rounds - 1u) * blocks_x()"),
+    "a wrong epoch": (
+        False,
+        "exchange.h",
+        "unsigned(rounds) * blocks_x()",
+        "(rounds - 1u) * blocks_x()",
+    ),
     "a tile too few": (
+        False,
         "product.h",
         "return (depth + WARPS * DEPTH - 1) / (WARPS * DEPTH);",
         "return depth / (WARPS * DEPTH) + (depth < WARPS * DEPTH);",
     ),
+    "one barrier for all rounds": (
+        True,
+        "exchange.h",
+        "barriers() + round % BARRIERS * int(form.chunks) + chunk",
+        "barriers() + chunk",
+    ),
+    "a wrong parity": (True, "exchange.h", "round / BARRIERS % 2", "(round / BARRIERS + 1) % 2"),
+    "too few bytes expected": (
+        True,
+        "exchange.h",
+        "COLUMNS * PARTS * (all - (last < BYTES ? last : BYTES))",
+        "COLUMNS * PARTS * (all - BYTES - 16)",
+    ),
+    "one buffer for all steps": (
+        True,
+        "exchange.h",
+        "(step % 2 * int(form.chunks) + chunk) * COLUMNS",
+        "chunk * COLUMNS",
+    ),
+    "a piece too few": (True, "exchange.h", "from < last", "from + 16 < last"),
 }
 
 
 @pytest.mark.skipif(DEVICE_NAME == "cuda", reason="defects are shown by schedules")
 @pytest.mark.parametrize("defect", PLANTED)
-def test_defects_are_found(cuda, pytestconfig, tmp_path, defect):
+def test_defects_are_found(cuda, monkeypatch, pytestconfig, tmp_path, defect):
     """At least one of the schedules shows a defect; without it none does, as is seen above."""
-    name, right, wrong = PLANTED[defect]
-    shutil.copytree(CSRC, tmp_path / "csrc")
-    path, others = tmp_path / "csrc" / "cuda" / name, tmp_path / "csrc" / "cuda" / "others.cu"
-    text = path.read_text()
-    assert text.count(right) == 1
-    path.write_text(text.replace(right, wrong))
-    stubs = [f"Entries entries_{kind}() {{ return {{}}; }}" for kind in set(PRODUCTS) - {SINGLE}]
-    others.write_text('#include "kernels.h"\nnamespace rnnkit {\n' + "\n".join(stubs) + "\n}\n")
-    sources = [*units(tmp_path / "csrc", [SINGLE]), (others,)]
-    defective = emulator(pytestconfig, defect.replace(" ", "_"), sources)
+    cluster, *change = PLANTED[defect]
+    monkeypatch.setattr(plan, "FORMS", [(1, cluster)])
+    monkeypatch.setattr(cuda_scan, "gpu_of", lambda device: GPUS["chunks"])
     inputs = sample("lstm", Kind(sizes={"T": 3, "B": 20, "H": 150}), torch.float32, grad=False)
     with rnnkit.backend("reference"):
         expected = scan(*inputs)
+    units = with_defect(tmp_path, "lstm", *change)
+    defective = emulator(pytestconfig, defect.replace(" ", "_"), units)
     install(defective)
     try:
-        wrongs = sum(shows(defective, inputs, expected, k) for k in SEEDS)
+        assert any(shows(defective, inputs, expected, k) for k in SEEDS)
     finally:
         install(cuda)
-    assert wrongs > 0
+
+
+def with_defect(folder, cell, name, right, wrong):
+    """What is compiled to a library of one cell and kind of product, whose `name` has a defect."""
+    csrc = folder / "csrc"
+    shutil.copytree(CSRC, csrc)
+    path, listed = csrc / "cuda" / name, csrc / "cells" / "cells.h"
+    text = path.read_text()
+    assert text.count(right) == 1
+    path.write_text(text.replace(right, wrong))
+    others = re.compile(rf'CELL\("(?!{cell}")[^\\\n]+')
+    listed.write_text(others.sub("", listed.read_text()))
+    stub = csrc / "cuda" / "stubs.cu"
+    stubs = [f"Entries entries_{kind}() {{ return {{}}; }}" for kind in set(PRODUCTS) - {SINGLE}]
+    stub.write_text('#include "kernels.h"\nnamespace rnnkit {\n' + "\n".join(stubs) + "\n}\n")
+    return [*units(csrc, [SINGLE]), (stub,)]
 
 
 def shows(emulated, inputs, expected, k):

@@ -1,25 +1,21 @@
 """Norms in the CUDA kernels, of rows that several blocks share: what test_cuda_kernels.py, which
 has these cells too, does not show."""
 
-import re
-import shutil
-
 import pytest
 import torch
-from cuda_harness import CSRC, Fault, emulates, emulator
+from cuda_harness import Fault, emulates, emulator
 from problems import Kind, sample
 from test_cuda_kernels import (
     DEVICE_NAME,
-    PRODUCTS,
+    FORM,
     SEEDS,
-    SINGLE,
     cuda,
     in_double,
     install,
     largest,
     on,
     seed,
-    units,
+    with_defect,
 )
 
 import rnnkit
@@ -35,9 +31,9 @@ FORMS = ("rnn_tanh_norm", "gru_norm", "gru_before_norm_gates", "lstm_norm_gates_
 EPS = torch.finfo(torch.float).eps
 
 
-@pytest.fixture(params=plan.UNIT_TILES, ids=lambda k: f"{k} tiles")
-def unit_tiles(request, monkeypatch):
-    monkeypatch.setattr(plan, "UNIT_TILES", (request.param,))
+@pytest.fixture(params=plan.FORMS, ids=lambda form: f"{form[0]} tiles {FORM[form[1]]}")
+def form(request, monkeypatch):
+    monkeypatch.setattr(plan, "FORMS", [request.param])
     monkeypatch.setattr(cuda_scan, "gpu_of", lambda device: plan.H100)
 
 
@@ -46,7 +42,7 @@ def drawn(cell, dtype=torch.float, **kind):
 
 
 @pytest.mark.parametrize("normed", ["rnn_tanh_norm", "gru_norm", "gru_norm_gates"])
-def test_a_large_mean_hides_no_small_spread(cuda, unit_tiles, normed):
+def test_a_large_mean_hides_no_small_spread(cuda, form, normed):
     """The error is that of rounding the values; of a mean of squares it would be a thousandfold."""
     inputs, mean = drawn(normed, sizes={"T": 1, "B": 3, "H": 70}), 1000.0
     with torch.no_grad():
@@ -62,7 +58,7 @@ def test_a_large_mean_hides_no_small_spread(cuda, unit_tiles, normed):
 @pytest.mark.parametrize("normed", ["rnn_tanh_norm", "lstm_norm"])
 def test_more_blocks_than_a_row_has_lanes_for(cuda, monkeypatch, normed):
     """Each lane reads several pairs of blocks, of which the last block is not full."""
-    monkeypatch.setattr(plan, "UNIT_TILES", (1,))
+    monkeypatch.setattr(plan, "FORMS", [(1, False)])
     monkeypatch.setattr(cuda_scan, "gpu_of", lambda device: plan.H100)
     inputs = drawn(normed, sizes={"T": 2, "B": 2, "H": 35 * 16 + 3})
     found, exact = on("cuda", inputs), in_double(inputs)
@@ -71,7 +67,7 @@ def test_more_blocks_than_a_row_has_lanes_for(cuda, monkeypatch, normed):
 
 
 @pytest.mark.parametrize("normed", FORMS)
-def test_padding_may_hold_anything(cuda, unit_tiles, normed):
+def test_padding_may_hold_anything(cuda, form, normed):
     inputs = drawn(
         normed, reverse=(False, True), lengths=(3, 0, 4), sizes={"T": 4, "B": 3, "H": 37}
     )
@@ -84,7 +80,7 @@ def test_padding_may_hold_anything(cuda, unit_tiles, normed):
 
 
 @pytest.mark.parametrize("normed", FORMS)
-def test_a_zero_state_in_half_precision(cuda, unit_tiles, normed):
+def test_a_zero_state_in_half_precision(cuda, form, normed):
     """Its norm has the slope 1 / sqrt(eps), but what was fed nothing adds nothing."""
     inputs = drawn(normed, torch.half, resets=True, sizes={"T": 5, "B": 4, "H": 40})
     with rnnkit.backend("cuda"):
@@ -107,11 +103,11 @@ def test_other_norms_are_refused(cuda, monkeypatch, base, norm):
 
 # A defect, by the text that it replaces in a file of csrc/cuda, and what then stands there.
 PLANTED = {
-    "no wait for the sums": ("block.h", "exchange.wait(chunk, rounds);", ";"),
+    "no wait for the sums": ("block.h", "exchange.wait(chunk);", ";"),
     "one buffer": (
         "block.h",
-        "exchange.row(step, at.chunk, at.column, COLUMNS) + layout.sums",
-        "exchange.row(0, at.chunk, at.column, COLUMNS) + layout.sums",
+        "exchange.row(step, at.chunk, at.column) + layout.sums",
+        "exchange.row(0, at.chunk, at.column) + layout.sums",
     ),
     "units that do not exist": (
         "norm.h",
@@ -128,28 +124,12 @@ def test_defects_are_found(cuda, pytestconfig, tmp_path, defect):
     inputs = drawn("lstm_norm", sizes={"T": 4, "B": 3, "H": 150})
     expected = on("reference", inputs)
     assert not any(shows(cuda, inputs, expected, k) for k in SEEDS[:5])
-    broken = emulator(pytestconfig, "norms", with_defect(tmp_path / "csrc", *PLANTED[defect]))
+    broken = emulator(pytestconfig, "norms", with_defect(tmp_path, "lstm_norm", *PLANTED[defect]))
     install(broken)
     try:
         assert any(shows(broken, inputs, expected, k) for k in SEEDS)
     finally:
         install(cuda)
-
-
-def with_defect(csrc, name, right, wrong):
-    """What is compiled to a library with a defect, of one cell and kind of product alone."""
-    shutil.copytree(CSRC, csrc)
-    path, listed = csrc / "cuda" / name, csrc / "cells" / "cells.h"
-    text = path.read_text()
-    assert text.count(right) == 1
-    path.write_text(text.replace(right, wrong))
-    others = re.compile(r'CELL\("(?!lstm_norm")[^\\\n]+')
-    listed.write_text(others.sub("", listed.read_text()))
-    kinds = [kind for kind in PRODUCTS if kind != SINGLE]
-    stubs = "\n".join(f"Entries entries_{kind}() {{ return {{}}; }}" for kind in kinds)
-    stub = csrc / "cuda" / "stubs.cu"
-    stub.write_text(f'#include "kernels.h"\nnamespace rnnkit {{\n{stubs}\n}}\n')
-    return [*units(csrc, [SINGLE]), (stub,)]
 
 
 def shows(emulated, inputs, expected, k):

@@ -8,7 +8,7 @@ import pytest
 from cuda_harness import compiles_for_gpus
 
 from benchmarks import plan, sass
-from rnnkit.cuda.plan import H100, UNIT_TILES, Plan, Tile
+from rnnkit.cuda.plan import FORMS, H100, Plan, Tile
 from rnnkit.native.recipes import NoLibrary
 
 static = pytest.importorskip("benchmarks.static")
@@ -62,13 +62,16 @@ def rows_of(capsys, *arguments):
 @compiles_for_gpus
 def test_kernels_compile_without_stack_and_their_loops_are_found(capsys):
     rows = rows_of(capsys, "--targets", "sm_90", "--dtypes", "bf16")
-    kernels = {(row["cell"], row["unit_tiles"], row["backward"]) for row in rows}
+    known = ("cell", "backward", "unit_tiles", "cluster")
+    kernels = {tuple(row[name] for name in known) for row in rows}
     cells = {row["cell"] for row in rows}
-    assert cells >= {"lstm", "gru"} and kernels == set(product(cells, UNIT_TILES, (False, True)))
+    assert cells >= {"lstm", "gru"} and kernels == {
+        (cell, backward, *form) for cell, backward, form in product(cells, (False, True), FORMS)
+    }
     for row in rows:
         assert row["local"] == row["spilled"] == 0 and row["fit"] >= 1, row
         assert row["barriers"] > 0 and row["issued"] > row["products"] > 0, row
-        tile = Tile(row["cell"], row["kind"], row["unit_tiles"], row["backward"])
+        tile = Tile(*(row[name] for name in ("cell", "kind", "unit_tiles", "backward", "cluster")))
         planned = tile.plan(row["H"], row["B"], 1, H100)
         if isinstance(planned, Plan):
             assert row["shared"] >= planned.shared_bytes and row["issue_us"] > 0, row

@@ -11,8 +11,8 @@
 
 namespace rnnkit {
 
-template <class Kind, class C, int UNIT_TILES> struct Backward {
-    using Block = rnnkit::Block<Kind, C, UNIT_TILES, true>;
+template <class Kind, class C, int UNIT_TILES, bool CLUSTER> struct Backward {
+    using Block = rnnkit::Block<Kind, C, UNIT_TILES, true, CLUSTER>;
     using Early = typename Block::Early;
     using Last = typename Block::Last;
     using Element = typename Block::Element;

@@ -15,7 +15,7 @@ struct Layout {
     Rows rows;
 };
 
-template <class Kind, class C, int UNIT_TILES, bool BACKWARD> struct Block {
+template <class Kind, class C, int UNIT_TILES, bool BACKWARD, bool CLUSTER> struct Block {
     using S = typename Kind::S;
     static constexpr bool INNER = C::late < C::gates;
     template <int FIRST, int COUNT> using Of = Weights<Kind, C, UNIT_TILES, BACKWARD, FIRST, COUNT>;
@@ -27,6 +27,8 @@ template <class Kind, class C, int UNIT_TILES, bool BACKWARD> struct Block {
     static constexpr int COLUMNS = Early::COLUMNS;  // rows of the batch in a chunk
     static_assert(UNITS * COLUMNS <= THREADS, "a thread has one unit of one row");
     using Unit = rnnkit::Unit<S, C>;
+    using Exchange
+        = std::conditional_t<CLUSTER, ClusterExchange<COLUMNS>, L2Exchange<COLUMNS>>;
 
     template <class V> HOST_DEVICE static constexpr V most(V a, V b) { return a > b ? a : b; }
 
@@ -39,9 +41,9 @@ template <class Kind, class C, int UNIT_TILES, bool BACKWARD> struct Block {
     };
 
     // In shared memory: the warps' sums; what a unit has, as `Unit` says; for each of a thread's
-    // elements the states, sums over all steps, and what waits for other blocks within a step; the
-    // weights that registers do not hold. All but the last begin where the compiler knows, which
-    // saves registers.
+    // elements the states, sums over all steps, and what waits for other blocks within a step; what
+    // the exchange needs; the weights that registers do not hold. All but the last two begin where
+    // the compiler knows, which saves registers.
     static constexpr int SUMS = most(Early::SUMS, Late::SUMS);
     static constexpr int OWN = (C::gates * (1 + NORM<C>) + C::rows) * UNITS;
     static constexpr int SUMMED = BACKWARD ? C::rows : 0;
@@ -50,12 +52,14 @@ template <class Kind, class C, int UNIT_TILES, bool BACKWARD> struct Block {
     // Of a step, after one that comes before all.
     static constexpr int ROUNDS = (1 + NORM<C>) * (1 + INNER) + C::normalises;
     // Of a row: of what is normalised of each gate, and by the step, which takes two backward.
-    using Partials
-        = rnnkit::Partials<UNITS, NORM<C> * C::gates + C::normalises * (1 + BACKWARD)>;
+    static constexpr int NORM_SUMS = NORM<C> * C::gates + C::normalises * (1 + BACKWARD);
+    using Partials = rnnkit::Partials<Exchange, UNITS, NORM_SUMS>;
 
     // A row of the exchange: what the products are fed, and sums of what is normalised.
     HOST_DEVICE static int64_t fed_bytes(int64_t H) { return Early::bytes(H) + Late::bytes(H); }
-    HOST_DEVICE static int64_t pitch(int64_t H) { return fed_bytes(H) + Partials::bytes(H); }
+    HOST_DEVICE static int64_t pitch(int64_t H) {
+        return Exchange::pitch(fed_bytes(H) + Partials::bytes(H));
+    }
 
     static Layout layout_of(const Arguments& a) {
         const int full = int(a.H / UNITS), pairs = int(Partials::pairs(a.H));
@@ -66,7 +70,7 @@ template <class Kind, class C, int UNIT_TILES, bool BACKWARD> struct Block {
     HOST_DEVICE static int64_t shared_bytes(int64_t H, int64_t chunks) {
         const int64_t values = SUMS + OWN + EACH * chunks * COLUMNS * UNITS;
         const int64_t all = values * int64_t(sizeof(float)) + Early::shared_bytes(H)
-                            + Late::shared_bytes(H);
+                            + Late::shared_bytes(H) + Exchange::shared_bytes(pitch(H), chunks);
         return most(all, most(Early::STAGE_BYTES, Late::STAGE_BYTES));
     }
 
@@ -74,22 +78,24 @@ template <class Kind, class C, int UNIT_TILES, bool BACKWARD> struct Block {
     const Form& form;
     const Layout& layout;
     const Clock clock;
-    const Exchange exchange;
+    Exchange exchange;
     const int slice, first_unit;
-    int rounds = 0;  // that all chunks have been through
     Early early;
     Late late;
 
     DEVICE Block(const Arguments& a, const Form& form, const Layout& layout)
-        : a(a), form(form), layout(layout), clock(a, block_y() / int(form.slices)), exchange{form},
+        : a(a), form(form), layout(layout), clock(a, block_y() / int(form.slices)), 
+          exchange(form, reinterpret_cast<char*>(state() + EACH * distance())),
           slice(block_y() % int(form.slices)), first_unit(block_x() * UNITS) {
         early.hold(a, clock.n, first_unit, sums());
         if constexpr (INNER) late.hold(a, clock.n, first_unit, sums());
-        char* const rest = reinterpret_cast<char*>(state() + EACH * distance());
+        char* const rest = reinterpret_cast<char*>(state() + EACH * distance())
+                           + Exchange::shared_bytes(form.pitch, form.chunks);
         early.keep(a, clock.n, first_unit, rest);
         if constexpr (INNER)
             late.keep(a, clock.n, first_unit, rest + Early::shared_bytes(a.H));
         for (int i = thread(); i < OWN; i += THREADS) own()[i] = parameter(i);
+        exchange.begin();
         synchronise();
     }
 
@@ -137,7 +143,7 @@ template <class Kind, class C, int UNIT_TILES, bool BACKWARD> struct Block {
     DEVICE float& kept(const Element& at, int k) const { return summed(at, SUMMED + k); }
 
     // Counted anew, so that it takes no register from step to step.
-    DEVICE void begin_step(int k) { rounds = 1 + k * ROUNDS; }
+    DEVICE void begin_step(int k) { exchange.rounds = 1 + k * ROUNDS; }
 
     // A stage of a step, for every chunk: it waits for the round before and ends with one.
     template <class Stage> DEVICE void round(const Stage& stage) {
@@ -145,16 +151,17 @@ template <class Kind, class C, int UNIT_TILES, bool BACKWARD> struct Block {
             stage(c);
             exchange.arrive(c);
         }
-        ++rounds;
+        ++exchange.rounds;
     }
-    DEVICE void wait(int chunk) const { exchange.wait(chunk, rounds); }
+    DEVICE void wait(int chunk) const { exchange.wait(chunk); }
 
     // Waits; then adds up the products of a step.
     template <class W> DEVICE void receive(int step, int chunk) {
         wait(chunk);
-        const char* const q = exchange.row(step, chunk, 0, COLUMNS) + offset<W>();
-        if constexpr (W::FIRST > 0) late.multiply(q, form.pitch, sums());
-        else early.multiply(q, form.pitch, sums());
+        const char* const q = exchange.row(step, chunk, 0) + offset<W>();
+        const int64_t pitch = form.pitch;
+        if constexpr (W::FIRST > 0) late.product.template multiply<Exchange>(q, pitch, sums());
+        else early.product.template multiply<Exchange>(q, pitch, sums());
         synchronise();
     }
 
@@ -162,26 +169,29 @@ template <class Kind, class C, int UNIT_TILES, bool BACKWARD> struct Block {
     template <class W> DEVICE int64_t offset() const { return W::FIRST ? layout.late : 0; }
 
     // One element's values for the product of a step.
-    template <class W> DEVICE void hand_over(int step, const Element& at, const float* v) const {
-        const int unit = first_unit + at.unit;
-        if (unit >= a.H) return;
-        S* const row = reinterpret_cast<S*>(exchange.row(step, at.chunk, at.column, COLUMNS)
-                                            + offset<W>());
-        for (int g = 0; g < (BACKWARD ? W::COUNT : 1); ++g)
-            row[g * a.H + unit] = operand<Kind>(v[g]);
+    template <class W> DEVICE void hand_over(int step, const Element& at, const float* v) {
+        constexpr int gates = BACKWARD ? W::COUNT : 1, size = sizeof(S);
+        char* const own = exchange.row(step, at.chunk, at.column) + offset<W>() + first_unit * size;
+        const int padded = int(W::padded(a.H));
+        if (first_unit + at.unit < a.H)
+            for (int g = 0; g < gates; ++g)
+                reinterpret_cast<S*>(own)[g * padded + at.unit] = operand<Kind>(v[g]);
+        exchange.template share<UNITS, gates, UNITS * size>(
+            at.chunk, own, padded * size, (padded - first_unit) * size, padded * size, at.unit);
     }
 
     // Calls f with the norm of COUNT values of one row, whose sums lie from FIRST on.
     template <int FIRST, int COUNT, class F>
-    DEVICE void with_norm(int step, const Element& at, const F& f) const {
-        char* const sums = exchange.row(step, at.chunk, at.column, COLUMNS) + layout.sums;
-        const Partials partials = {layout.rows, reinterpret_cast<uint4*>(sums), at.unit};
+    DEVICE void with_norm(int step, const Element& at, const F& f) {
+        char* const sums = exchange.row(step, at.chunk, at.column) + layout.sums;
+        const Partials partials
+            = {exchange, layout.rows, reinterpret_cast<uint4*>(sums), at.chunk, at.unit};
         constexpr int per_gate = 1;
         if (COUNT == 1 || a.norm != per_gate) f(Norm<Partials, UNITS, 1, COUNT>{partials, FIRST});
         else f(Norm<Partials, UNITS, COUNT, 1>{partials, FIRST});
     }
     template <class W, class F>
-    DEVICE void with_norm(int step, const Element& at, const F& f) const {
+    DEVICE void with_norm(int step, const Element& at, const F& f) {
         with_norm<W::FIRST, W::COUNT>(step, at, f);
     }
 };

@@ -70,6 +70,9 @@ DEVICE void barrier_wait(uint64_t* barrier, int parity) {
             : "=r"(over) : "r"(shared_address(barrier)), "r"(parity) : "memory"));
 }
 
+// What peers have stored.
+DEVICE uint4 load_received(const uint4* from) { return *from; }
+
 #define RNNKIT_STORE_ASYNC "st.async.shared::cluster.mbarrier::complete_tx::bytes."
 
 // Stores into a peer, sometime; then the bytes have come to the barrier, which is the same peer's.

@@ -18,11 +18,14 @@
 //   load_acquire(flag), pause()           between blocks: see instructions.h
 //   add_release(flag, count), load_l2(from)
 //
+//   HAS_CLUSTERS                          whether the GPU that is compiled for can run what follows
 //   cluster_rank(), cluster_synchronise(), peer_address(own, rank)
 //   barrier_init(barrier, arrivals), barrier_expect(barrier, bytes), barrier_wait(barrier, parity)
-//   store_async(address, value, barrier)  between blocks of a cluster: see cluster.h
+//   store_async(address, value, barrier)
+//   load_received(from)                   between blocks of a cluster: see cluster.h
 //
 //   launch(kernel, how, arguments...)     0, or what launch_error(code) describes
+//   largest_cluster(kernel, how)          the most blocks that such a launch can have in one
 #pragma once
 #include <cstdint>
 #include <type_traits>

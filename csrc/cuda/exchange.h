@@ -1,24 +1,42 @@
-// How the blocks that share a slice hand each other what they found, in rounds, through L2.
+// How the blocks that share a slice hand each other what they found, in rounds.
 //
-// In a round every block stores its part and arrives at the chunk's flag; who wants to read the
-// others' waits until the flag has counted them all. Since nobody arrives for a round before all
-// have arrived for the one before, one flag does for all rounds.
+// In a round every block hands over its part of a chunk and arrives; who wants to read the others'
+// waits until all of it is there. Nobody arrives for a round before it has seen the end of the one
+// before. What a block stores in its own row() it then has to share().
 //
-// Two buffers do: whoever writes for step k + 1 has seen every block's arrival in a round of step
-// k, which comes after that block's last look at step k - 1, in the same buffer.
+// Two buffers do, of even and odd steps: whoever writes for step k + 1 has seen the end of a round of
+// step k, in which every block took part after its last look at step k - 1, in the same buffer.
 #pragma once
+#include <cstring>
 #include "arguments.h"
 #include "device.h"
 
 namespace rnnkit {
 
-struct Exchange {
+// Through L2, where one buffer serves all blocks: a flag for each chunk counts arrivals.
+template <int COLUMNS> struct L2Exchange {
     const Form& form;
+    int rounds = 0;  // that are over for all chunks, when one begins
 
-    // A row of a chunk of so many, in what is handed over for a step.
-    DEVICE char* row(int step, int chunk, int column, int columns) const {
+    // Of a row, given what there is to hand over; of shared memory.
+    HOST_DEVICE static int64_t pitch(int64_t bytes) { return bytes; }
+    HOST_DEVICE static int64_t shared_bytes(int64_t, int64_t) { return 0; }
+
+    DEVICE L2Exchange(const Form& form, char*) : form(form) {}
+    DEVICE void begin() const {}
+
+    DEVICE char* row(int step, int chunk, int column) const {
         const int index = (step % 2 * blocks_y() + block_y()) * int(form.chunks) + chunk;
-        return form.exchange + (int64_t(index) * columns + column) * form.pitch;
+        return form.exchange + (int64_t(index) * COLUMNS + column) * form.pitch;
+    }
+
+    DEVICE static uint4 load(const uint4* from) { return load_l2(from); }
+
+    // As ClusterExchange has it.
+    template <int LANES, int PARTS, int BYTES>
+    DEVICE void share(int, const char*, int, int, int, int) const {}
+    template <int LANES> DEVICE void share(int, float2* place, float2 value, int lane) const {
+        if (lane == 0) *place = value;
     }
 
     DEVICE unsigned* flag(int chunk) const {
@@ -31,12 +49,105 @@ struct Exchange {
         if (thread() == 0) add_release(flag(chunk), 1);
     }
 
-    // Until every block has arrived so often.
-    DEVICE void wait(int chunk, int rounds) const {
+    // Until every block has arrived in the round before.
+    DEVICE void wait(int chunk) const {
         const unsigned all = unsigned(rounds) * blocks_x();
         if (thread() == 0)
             while (load_acquire(flag(chunk)) < all) pause();
         synchronise();
+    }
+};
+
+// Within a cluster, whose blocks store into each other's shared memory: each has buffers of its own,
+// and for each chunk barriers that count the bytes that come.
+//
+// Four barriers take turns, though three would do. What a peer sends in a round may come while this
+// block still lacks some of the round before, which that peer has seen the end of, and even of the
+// one before that: backward, a peer may send before it looks. It comes no earlier, since a block
+// that lacks some of a round does not finish its part in the next one.
+template <int COLUMNS> struct ClusterExchange {
+    static constexpr int BARRIERS = 4;
+
+    const Form& form;
+    char* const shared;
+    int rounds = 0;
+    int expected = 0;  // bytes of this round and chunk, counted by what the block itself shares
+
+    // Two rows begin 16 banks apart, so that the lanes that load an operand meet in none.
+    HOST_DEVICE static int64_t pitch(int64_t bytes) { return (bytes + 127) / 128 * 128 + 64; }
+    HOST_DEVICE static int64_t barrier_bytes(int64_t chunks) {
+        return BARRIERS * chunks * int64_t(sizeof(uint64_t));
+    }
+    HOST_DEVICE static int64_t shared_bytes(int64_t pitch, int64_t chunks) {
+        return barrier_bytes(chunks) + 2 * chunks * COLUMNS * pitch;
+    }
+
+    DEVICE ClusterExchange(const Form& form, char* shared) : form(form), shared(shared) {}
+
+    // Before anything is handed over. What is past the end of a row is multiplied by zero, and must
+    // be a number.
+    DEVICE void begin() const {
+        const int64_t words = shared_bytes(form.pitch, form.chunks) / int64_t(sizeof(uint4));
+        for (int64_t i = thread(); i < words; i += threads())
+            reinterpret_cast<uint4*>(shared)[i] = {0, 0, 0, 0};
+        synchronise();
+        if (thread() == 0)
+            for (int i = 0; i < BARRIERS * form.chunks; ++i) barrier_init(barriers() + i, 1);
+        cluster_synchronise();
+    }
+
+    DEVICE uint64_t* barriers() const { return reinterpret_cast<uint64_t*>(shared); }
+    DEVICE uint64_t* barrier(int chunk, int round) const {
+        return barriers() + round % BARRIERS * int(form.chunks) + chunk;
+    }
+
+    DEVICE char* row(int step, int chunk, int column) const {
+        const int index = (step % 2 * int(form.chunks) + chunk) * COLUMNS + column;
+        return shared + barrier_bytes(form.chunks) + index * int(form.pitch);
+    }
+
+    DEVICE static uint4 load(const uint4* from) { return load_received(from); }
+
+    // Sends what the block stored of a row: PARTS of BYTES each, the first at `own`, `apart` bytes
+    // apart, of which `last` bytes exist, all blocks' together `all`. LANES neighbouring lanes, of
+    // which this is one, call it for their row.
+    template <int LANES, int PARTS, int BYTES>
+    DEVICE void share(int chunk, const char* own, int apart, int last, int all, int lane) {
+        constexpr int pieces = BYTES / sizeof(uint4), each = PARTS * pieces;
+        synchronise_warp();
+        for (int i = lane; i < each * (blocks_x() - 1); i += LANES) {
+            const int k = i % each, from = k % pieces * int(sizeof(uint4));
+            const char* const piece = own + k / pieces * apart + from;
+            if (from < last) send(chunk, piece, load(reinterpret_cast<const uint4*>(piece)), i / each);
+        }
+        expected += COLUMNS * PARTS * (all - (last < BYTES ? last : BYTES));
+    }
+
+    // The same of a value that all LANES lanes have.
+    template <int LANES> DEVICE void share(int chunk, float2* place, float2 value, int lane) {
+        uint2 words;
+        memcpy(&words, &value, sizeof words);
+        if (lane == 0) *place = value;
+        for (int i = lane; i < blocks_x() - 1; i += LANES) send(chunk, place, words, i);
+        expected += COLUMNS * (blocks_x() - 1) * int(sizeof value);
+    }
+
+    // To the k-th of the other blocks.
+    template <class V> DEVICE void send(int chunk, const void* place, V value, int k) const {
+        const int rank = k + (k >= block_x());
+        store_async(peer_address(place, rank), value, peer_address(barrier(chunk, rounds), rank));
+    }
+
+    // What this block has stored for itself its own threads see, who come here, too.
+    DEVICE void arrive(int chunk) {
+        synchronise();
+        if (thread() == 0) barrier_expect(barrier(chunk, rounds), expected);
+        expected = 0;
+    }
+
+    DEVICE void wait(int chunk) const {
+        const int round = rounds - 1;
+        barrier_wait(barrier(chunk, round), round / BARRIERS % 2);
     }
 };
 

@@ -9,8 +9,8 @@
 
 namespace rnnkit {
 
-template <class Kind, class C, int UNIT_TILES> struct Forward {
-    using Block = rnnkit::Block<Kind, C, UNIT_TILES, false>;
+template <class Kind, class C, int UNIT_TILES, bool CLUSTER> struct Forward {
+    using Block = rnnkit::Block<Kind, C, UNIT_TILES, false, CLUSTER>;
     using Early = typename Block::Early;
     using Late = typename Block::Late;
     using Element = typename Block::Element;
@@ -57,6 +57,8 @@ template <class Kind, class C, int UNIT_TILES> struct Forward {
     }
 
     template <class W> DEVICE void feed(int k, const Element& at, const Unit& u, float q) {
+        // Nobody waits for the last h, and to a cluster's block that has returned none may come.
+        if (CLUSTER && k == a.T) return;
         const float fed = u.at.exists ? u.dropped(q) : 0;
         block.template hand_over<W>(k, at, &fed);
     }

@@ -7,6 +7,12 @@
 
 namespace rnnkit {
 
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+constexpr bool HAS_CLUSTERS = false;
+#else
+constexpr bool HAS_CLUSTERS = true;
+#endif
+
 DEVICE int thread() { return int(threadIdx.x); }
 DEVICE int threads() { return int(blockDim.x); }
 DEVICE int lane() { return thread() % 32; }

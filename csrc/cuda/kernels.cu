@@ -19,17 +19,21 @@ using ieee = FullPrecision;
 using Kind = kinds::RNNKIT_KIND;
 using M = GpuMath<sizeof(Kind::S) == 2>;
 
-template <class C, int UNIT_TILES, bool BACKWARD> constexpr Entry entry(const char* cell) {
-    using P = Block<Kind, C, UNIT_TILES, BACKWARD>;
-    return {cell,     UNIT_TILES,      BACKWARD, P::COLUMNS,
-            P::pitch, P::shared_bytes, launch_persistent<Kind, C, UNIT_TILES, BACKWARD>};
+template <class C, int UNIT_TILES, bool BACKWARD, bool CLUSTER> constexpr Kernel kernel() {
+    using P = Block<Kind, C, UNIT_TILES, BACKWARD, CLUSTER>;
+    return {P::COLUMNS, P::pitch, P::shared_bytes,
+            launch_persistent<Kind, C, UNIT_TILES, BACKWARD, CLUSTER>};
 }
 
-#define CELL(name, norm, ...)                                                       \
-    entry<With<__VA_ARGS__, Normed::norm>, 1, false>(name),                         \
-        entry<With<__VA_ARGS__, Normed::norm>, 1, true>(name),                      \
-        entry<With<__VA_ARGS__, Normed::norm>, 2, false>(name),                     \
-        entry<With<__VA_ARGS__, Normed::norm>, 2, true>(name),
+template <class C> constexpr Entry entry(const char* cell) {
+    return {cell,
+            {{{kernel<C, 1, false, false>(), kernel<C, 1, false, true>()},
+              {kernel<C, 1, true, false>(), kernel<C, 1, true, true>()}},
+             {{kernel<C, 2, false, false>(), kernel<C, 2, false, true>()},
+              {kernel<C, 2, true, false>(), kernel<C, 2, true, true>()}}}};
+}
+
+#define CELL(name, norm, ...) entry<With<__VA_ARGS__, Normed::norm>>(name),
 
 constexpr Entry ENTRIES[] = {RNNKIT_CELLS(CELL)};
 

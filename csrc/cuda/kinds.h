@@ -32,9 +32,9 @@ template <class T> struct MatrixUnits {
     };
 
     // Of the row that this lane feeds; `rows` is the tile's first, they are `stride` bytes apart.
-    DEVICE static Operand load(const char* rows, int64_t stride) {
-        return {load_l2(reinterpret_cast<const uint4*>(rows + lane() / 4 * stride
-                                                       + lane() % 4 * 16))};
+    template <class Exchange> DEVICE static Operand load(const char* rows, int64_t stride) {
+        return {Exchange::load(reinterpret_cast<const uint4*>(rows + lane() / 4 * stride
+                                                              + lane() % 4 * 16))};
     }
 
     DEVICE static void multiply(float (&sum)[sums], const Fragment& w, const Operand& v) {
@@ -62,11 +62,11 @@ struct FullPrecision {
         uint4 words[TILE_COLUMNS];
     };
 
-    DEVICE static Operand load(const char* rows, int64_t stride) {
+    template <class Exchange> DEVICE static Operand load(const char* rows, int64_t stride) {
         Operand found;
 #pragma unroll
         for (int n = 0; n < TILE_COLUMNS; ++n)
-            found.words[n] = load_l2(
+            found.words[n] = Exchange::load(
                 reinterpret_cast<const uint4*>(rows + n * stride + lane() % 4 * 16));
         return found;
     }

@@ -17,6 +17,22 @@ template <class Kernel> cudaError_t allow(Kernel kernel, const Launch& how) {
     return error;
 }
 
+// Of how many blocks, which a launch like this one has, a cluster can be; 1 where there are none.
+template <class Kernel> int largest_cluster(Kernel kernel, Launch how) {
+    constexpr int most = 16;
+    how.cluster = most;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = dim3(most);
+    config.blockDim = dim3(how.threads);
+    config.dynamicSmemBytes = how.shared_bytes;
+    int size = 1;
+    if (allow(kernel, how) == cudaSuccess
+        && cudaOccupancyMaxPotentialClusterSize(&size, kernel, &config) == cudaSuccess)
+        return size;
+    cudaGetLastError();
+    return 1;
+}
+
 // The kernel's parameters alone say which types the arguments are converted to.
 template <class... P>
 int launch(void (*kernel)(P...), const Launch& how, std::common_type_t<P>... arguments) {

@@ -2,6 +2,7 @@
 #include <cstring>
 #include "device.h"
 #include "kernels.h"
+#include "product.h"
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -11,6 +12,8 @@ Entries entries_half();
 Entries entries_bfloat16();
 Entries entries_tf32();
 Entries entries_ieee();
+
+KERNEL(THREADS, 1) void nothing() {}
 
 }  // namespace rnnkit
 
@@ -23,27 +26,34 @@ EXPORT int64_t rnnkit_arguments_size() { return sizeof(Arguments); }
 EXPORT int64_t rnnkit_form_size() { return sizeof(Form); }
 
 // Null where there is none; kinds in the order of rnnkit/native/recipes/cuda.py.
-EXPORT const Entry* rnnkit_persistent(const char* cell, int64_t kind, int64_t unit_tiles,
-                                      int64_t backward) {
+EXPORT const Kernel* rnnkit_persistent(const char* cell, int64_t kind, int64_t unit_tiles,
+                                       int64_t backward, int64_t cluster) {
     const Entries all[] = {entries_half(), entries_bfloat16(), entries_tf32(), entries_ieee()};
     for (int k = 0; k < all[kind].count; ++k) {
         const Entry& entry = all[kind].first[k];
-        if (entry.unit_tiles == unit_tiles && entry.backward == backward
-            && std::strcmp(entry.cell, cell) == 0)
-            return &entry;
+        if (std::strcmp(entry.cell, cell) == 0)
+            return &entry.kernels[unit_tiles - 1][backward][cluster];
     }
     return nullptr;
 }
 
-EXPORT int64_t rnnkit_columns(const Entry* entry) { return entry->columns; }
-EXPORT int64_t rnnkit_pitch(const Entry* entry, int64_t H) { return entry->pitch(H); }
-EXPORT int64_t rnnkit_shared_bytes(const Entry* entry, int64_t H, int64_t chunks) {
-    return entry->shared_bytes(H, chunks);
+EXPORT int64_t rnnkit_columns(const Kernel* kernel) { return kernel->columns; }
+EXPORT int64_t rnnkit_pitch(const Kernel* kernel, int64_t H) { return kernel->pitch(H); }
+EXPORT int64_t rnnkit_shared_bytes(const Kernel* kernel, int64_t H, int64_t chunks) {
+    return kernel->shared_bytes(H, chunks);
+}
+
+// The most blocks of a cluster, if each takes as much of a multiprocessor as a kernel's.
+EXPORT int64_t rnnkit_largest_cluster(int64_t shared_bytes) {
+    Launch how;
+    how.threads = THREADS;
+    how.shared_bytes = int(shared_bytes);
+    return largest_cluster(nothing, how);
 }
 
 // 0, or what rnnkit_error describes.
-EXPORT int rnnkit_launch(const Entry* entry, const Arguments* a, const Form* form) {
-    return entry->launch(*a, *form);
+EXPORT int rnnkit_launch(const Kernel* kernel, const Arguments* a, const Form* form) {
+    return kernel->launch(*a, *form);
 }
 
 // Whether kernels can be launched here, as rnnkit_launch() says it.

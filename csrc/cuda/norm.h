@@ -21,22 +21,24 @@ struct Rows {
 
 // What blocks hand over of one row: of SUMS sums, two numbers each. They lie in words of 16 bytes,
 // each of two blocks, by pairs of blocks, so that the compiler knows how far apart sums are.
-template <int UNITS, int SUMS> struct Partials {
+template <class Exchange, int UNITS, int SUMS> struct Partials {
+    Exchange& exchange;
     const Rows& rows;
     uint4* words;
-    int unit;  // of the lane, in the block
+    int chunk, unit;  // unit: of the lane, in the block
 
     HOST_DEVICE static int64_t pairs(int64_t H) { return (H - 1) / (2 * UNITS) + 1; }
     HOST_DEVICE static int64_t bytes(int64_t H) { return pairs(H) * SUMS * sizeof(uint4); }
 
     DEVICE void put(int sum, float first, float second) const {
         uint4* const word = words + block_x() / 2 * SUMS + sum;
-        if (unit == 0) reinterpret_cast<float2*>(word)[block_x() % 2] = {first, second};
+        float2* const place = reinterpret_cast<float2*>(word) + block_x() % 2;
+        exchange.template share<UNITS>(chunk, place, float2{first, second}, unit);
     }
 
     // Of blocks 2 * pair and 2 * pair + 1; past the last one zero.
     DEVICE void get(int sum, int pair, float (&found)[4]) const {
-        const uint4 word = load_l2(words + pair * SUMS + sum);
+        const uint4 word = Exchange::load(words + pair * SUMS + sum);
         memcpy(found, &word, sizeof word);
     }
 

@@ -3,33 +3,36 @@
 // `form.blocks` blocks share the units of one group for one slice of the batch. Each holds its own
 // units' weights, in registers first; in every step it hands the others what their products need of
 // its units: h forward, the products' gradient backward. A slice is cut into chunks, and a block
-// works on one while another is on its way. No slice waits for another.
+// works on one while another is on its way. No slice waits for another. With CLUSTER the blocks of a
+// slice are one.
 #pragma once
 #include "backward.h"
 #include "forward.h"
 
 namespace rnnkit {
 
-template <class Kind, class C, int UNIT_TILES, bool BACKWARD>
-using Persistent
-    = std::conditional_t<BACKWARD, Backward<Kind, C, UNIT_TILES>, Forward<Kind, C, UNIT_TILES>>;
+template <class Kind, class C, int UNIT_TILES, bool BACKWARD, bool CLUSTER>
+using Persistent = std::conditional_t<BACKWARD, Backward<Kind, C, UNIT_TILES, CLUSTER>,
+                                      Forward<Kind, C, UNIT_TILES, CLUSTER>>;
 
-template <class Kind, class C, int UNIT_TILES, bool BACKWARD>
+template <class Kind, class C, int UNIT_TILES, bool BACKWARD, bool CLUSTER>
 KERNEL(THREADS, 1) void persistent(const Arguments a, const Form form, const Layout layout) {
-    Persistent<Kind, C, UNIT_TILES, BACKWARD>(a, form, layout).run();
+    if constexpr (!CLUSTER || HAS_CLUSTERS)
+        Persistent<Kind, C, UNIT_TILES, BACKWARD, CLUSTER>(a, form, layout).run();
 }
 
-template <class Kind, class C, int UNIT_TILES, bool BACKWARD>
+template <class Kind, class C, int UNIT_TILES, bool BACKWARD, bool CLUSTER>
 int launch_persistent(const Arguments& a, const Form& form) {
-    using Block = Block<Kind, C, UNIT_TILES, BACKWARD>;
+    using Block = Block<Kind, C, UNIT_TILES, BACKWARD, CLUSTER>;
     Launch how;
     how.x = int(form.blocks);
     how.y = int(form.slices * a.N);
     how.threads = THREADS;
     how.shared_bytes = int(Block::shared_bytes(a.H, form.chunks));
-    how.cooperative = true;
+    how.cluster = CLUSTER ? how.x : 1;
+    how.cooperative = !CLUSTER;
     how.stream = form.stream;
-    return launch(persistent<Kind, C, UNIT_TILES, BACKWARD>, how, a, form, Block::layout_of(a));
+    return launch(persistent<Kind, C, UNIT_TILES, BACKWARD, CLUSTER>, how, a, form, Block::layout_of(a));
 }
 
 }  // namespace rnnkit

@@ -93,7 +93,7 @@ template <class Kind, int ROW_TILES, int COLUMN_TILES, int HELD> struct Product 
         constexpr int count = 16 / sizeof(S);
         S upper[count], lower[count];
         const int row = m * TILE_ROWS + lane() / 4;
-        const int64_t first = int64_t(k * WARPS + warp()) * DEPTH + lane() % 4 * count;
+        const int first = (k * WARPS + warp()) * DEPTH + lane() % 4 * count;
 #pragma unroll
         for (int j = 0; j < count; ++j) {
             upper[j] = operand<Kind>(weight(row, first + j));
@@ -107,7 +107,7 @@ template <class Kind, int ROW_TILES, int COLUMN_TILES, int HELD> struct Product 
 
     // This warp's sums for COLUMNS rows of q, `stride` bytes apart, to `sums`. A row of q has the
     // values of whole batches of tiles.
-    DEVICE void operator()(const char* q, int64_t stride, float* sums) const {
+    template <class Exchange> DEVICE void multiply(const char* q, int64_t stride, float* sums) const {
         float total[ROW_TILES][COLUMN_TILES][Kind::sums] = {};
         constexpr int batch = Kind::batch;
 #pragma unroll
@@ -115,14 +115,14 @@ template <class Kind, int ROW_TILES, int COLUMN_TILES, int HELD> struct Product 
             if (k < tiles) {
                 typename Kind::Operand v[batch][COLUMN_TILES];
 #pragma unroll
-                for (int i = 0; i < batch; ++i) operands(q, stride, k + i, v[i]);
+                for (int i = 0; i < batch; ++i) operands<Exchange>(q, stride, k + i, v[i]);
 #pragma unroll
                 for (int i = 0; i < batch; ++i) add(held[k + i], v[i], total);
             }
 #pragma unroll(Kind::batch)
         for (int k = HELD; k < tiles; ++k) {
             typename Kind::Operand v[COLUMN_TILES];
-            operands(q, stride, k, v);
+            operands<Exchange>(q, stride, k, v);
             Fragment w[ROW_TILES];
             take(rest + (k - HELD) * ROW_TILES * 2 * 32, w);
             add(w, v, total);
@@ -130,12 +130,13 @@ template <class Kind, int ROW_TILES, int COLUMN_TILES, int HELD> struct Product 
         put(total, sums + warp() * COLUMNS * PITCH);
     }
 
+    template <class Exchange>
     DEVICE static void operands(const char* q, int64_t stride, int k,
                                 typename Kind::Operand (&v)[COLUMN_TILES]) {
         const char* const tile = q + int64_t(k * WARPS + warp()) * TILE_BYTES;
 #pragma unroll
         for (int n = 0; n < COLUMN_TILES; ++n)
-            v[n] = Kind::load(tile + n * TILE_COLUMNS * stride, stride);
+            v[n] = Kind::template load<Exchange>(tile + n * TILE_COLUMNS * stride, stride);
     }
 
     DEVICE static void add(const Fragment (&w)[ROW_TILES],

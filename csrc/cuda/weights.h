@@ -17,42 +17,48 @@ struct Weights {
     // A product has as large a share of the registers as of the gates, in whole batches.
     static constexpr int HELD
         = Kind::registers * COUNT / C::gates / 8 / ROW_TILES / Kind::batch * Kind::batch;
-    using Multiply = Product<Kind, ROW_TILES, COLUMN_TILES, HELD>;
-    static constexpr int COLUMNS = Multiply::COLUMNS, SUMS = Multiply::SUMS;
-    static constexpr int64_t STAGE_BYTES = Multiply::STAGE_BYTES;
+    using Product = rnnkit::Product<Kind, ROW_TILES, COLUMN_TILES, HELD>;
+    static constexpr int COLUMNS = Product::COLUMNS, SUMS = Product::SUMS;
+    static constexpr int64_t STAGE_BYTES = Product::STAGE_BYTES;
 
-    Multiply multiply;
+    Product product;
 
-    HOST_DEVICE static int64_t depth(int64_t H) { return BACKWARD ? COUNT * H : H; }
+    // The units of a gate in the inner dimension, with those that fill up its last 16 bytes.
+    HOST_DEVICE static int64_t padded(int64_t H) { return (H + 7) / 8 * 8; }
+    HOST_DEVICE static int64_t depth(int64_t H) { return padded(H) * (BACKWARD ? COUNT : 1); }
 
     // Of a row of what is handed over for the product.
-    HOST_DEVICE static int64_t bytes(int64_t H) { return Multiply::row_bytes(depth(H)); }
-    HOST_DEVICE static int64_t shared_bytes(int64_t H) { return Multiply::shared_bytes(depth(H)); }
+    HOST_DEVICE static int64_t bytes(int64_t H) { return Product::row_bytes(depth(H)); }
+    HOST_DEVICE static int64_t shared_bytes(int64_t H) { return Product::shared_bytes(depth(H)); }
 
     // Of a group n, for the block's units.
     DEVICE static auto weight(const Arguments& a, int n, int first_unit) {
         const S* const w = static_cast<const S*>(a.w) + (int64_t(n) * C::gates + FIRST) * a.H * a.H;
         const int64_t H = a.H;
-        return [=](int row, int64_t k) {
+        const int gate_width = int(padded(H));
+        return [=](int row, int k) {
             const int g = row / TILE_ROWS % ROW_GATES, tile = row / TILE_ROWS / ROW_GATES;
             const int64_t unit = first_unit + tile * TILE_ROWS + row % TILE_ROWS;
-            if (unit >= H || k >= depth(H)) return 0.f;
-            return wide(w[BACKWARD ? k * H + unit : (g * H + unit) * H + k]);
+            int gate = 0;
+            for (int i = 1; i < (BACKWARD ? COUNT : 1); ++i) gate += k >= i * gate_width;
+            const int fed = k - gate * gate_width;
+            if (unit >= H || fed >= H) return 0.f;
+            return wide(w[BACKWARD ? (gate * H + fed) * H + unit : (g * H + unit) * H + fed]);
         };
     }
 
     DEVICE void hold(const Arguments& a, int n, int first_unit, void* stage) {
-        multiply.hold(stage, depth(a.H), weight(a, n, first_unit));
+        product.hold(stage, depth(a.H), weight(a, n, first_unit));
         synchronise();
     }
     DEVICE void keep(const Arguments& a, int n, int first_unit, void* shared) {
-        multiply.keep(shared, weight(a, n, first_unit));
+        product.keep(shared, weight(a, n, first_unit));
     }
 
     // The product of a unit and a row: forward, of the g-th of the gates.
     DEVICE static float sum(const float* sums, int g, int unit, int column) {
         const int tile = unit / TILE_ROWS * ROW_GATES + g;
-        return Multiply::sum(sums, tile * TILE_ROWS + unit % TILE_ROWS, column);
+        return Product::sum(sums, tile * TILE_ROWS + unit % TILE_ROWS, column);
     }
 };
 

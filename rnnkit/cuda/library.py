@@ -14,7 +14,7 @@ from ..native.recipes import Cuda, NoLibrary
 from ..native.recipes.cuda import KINDS, OLDEST
 from .arguments import Form
 
-NAMES = ("rnnkit_columns", "rnnkit_pitch", "rnnkit_shared_bytes")
+NAMES = ("columns", "pitch", "shared_bytes", "largest_cluster", "arguments_size", "form_size")
 
 
 class Library:
@@ -25,8 +25,8 @@ class Library:
 
     def __init__(self, path: str, device: str = "cuda") -> None:
         self.device, self.functions = device, ctypes.CDLL(path)
-        for name in (*NAMES, "rnnkit_arguments_size", "rnnkit_form_size"):
-            getattr(self.functions, name).restype = ctypes.c_int64
+        for name in NAMES:
+            getattr(self.functions, f"rnnkit_{name}").restype = ctypes.c_int64
         for struct, size in (
             (Arguments, self.functions.rnnkit_arguments_size()),
             (Form, self.functions.rnnkit_form_size()),
@@ -37,15 +37,21 @@ class Library:
         self.functions.rnnkit_error.restype = ctypes.c_char_p
 
     @lru_cache(None)  # noqa: B019
-    def persistent(self, cell: str, kind: str, unit_tiles: int, backward: bool) -> Any:
+    def persistent(
+        self, cell: str, kind: str, unit_tiles: int, backward: bool, cluster: bool
+    ) -> Any:
         """A persistent kernel, None if there is no such."""
-        words = (KINDS.index(kind), unit_tiles, int(backward))
+        words = (KINDS.index(kind), unit_tiles, int(backward), int(cluster))
         found = self.functions.rnnkit_persistent(cell.encode(), *map(ctypes.c_int64, words))
         return found and ctypes.c_void_p(found)
 
     def ask(self, name: str, kernel: Any, *sizes: int) -> int:
         """What a kernel says of itself: "columns", "pitch" (H) or "shared_bytes" (H, chunks)."""
         return int(getattr(self.functions, f"rnnkit_{name}")(kernel, *map(ctypes.c_int64, sizes)))
+
+    def largest_cluster(self, shared_bytes: int) -> int:
+        """Of how many blocks of so much shared memory a cluster can be on the current GPU."""
+        return int(self.functions.rnnkit_largest_cluster(ctypes.c_int64(shared_bytes)))
 
     def launch(self, kernel: Any, arguments: Any, form: Any) -> None:
         code = self.functions.rnnkit_launch(kernel, arguments, form)

@@ -2,12 +2,16 @@
 
 P blocks share the units of a group and hold their weights for the whole sequence; the batch is cut
 into slices, each with P blocks of its own, and a slice into chunks, which take turns: while one is
-handed over between blocks, another is computed. Each block has a multiprocessor to itself, and all
-must run at once, since they wait for each other.
+handed over between blocks, another is computed. Each block has a multiprocessor to itself.
+
+Blocks hand over through L2, and then all must run at once, since they wait for each other; or, if a
+GPU has clusters and P blocks fit into one, through each other's shared memory: a cluster runs at
+once by itself, and more of them than the GPU has room for run one after another.
 """
 
 from __future__ import annotations
 
+from itertools import product
 from math import ceil
 from typing import NamedTuple
 
@@ -17,38 +21,50 @@ from ..cells import Cell, find
 
 
 class Gpu(NamedTuple):
-    """What decides: its multiprocessors, and the shared memory that a block may have, in bytes."""
+    """What decides: its multiprocessors; the shared memory that a block may have, in bytes; the
+    most blocks of a cluster, 1 if there are none.
+    """
 
     processors: int
     shared_bytes: int
+    largest_cluster: int = 1
 
 
 A100 = Gpu(108, 163 * 1024)
-H100 = Gpu(132, 227 * 1024)
+H100 = Gpu(132, 227 * 1024, 16)
 
 # What csrc/cuda/product.h has by the same names.
 WARPS, TILE_BYTES, TILE_ROWS, TILE_COLUMNS, FRAGMENT_BYTES = 8, 64, 16, 8, 32
-# The tiles of units that a block may have.
-UNIT_TILES = (1, 2)
+# The tiles of units that a block may have, and whether the blocks of a slice are a cluster.
+FORMS = tuple(product((1, 2), (False, True)))
+# What the second dimension of a grid takes.
+MOST_GROUPS = 65535
+# At least so many neighbouring multiprocessors can have clusters in common: those of one of the
+# GPU's processing clusters.
+NEIGHBOURS = 16
 
-# Clock cycles on an H100, by its documented rates (derived, not measured): of one tile of a product
-# for two warps that share a scheduler; of the rest of a chunk's step; of handing it over.
+# Clock cycles on an H100, by its documented rates (derived, not measured): of a tile of a product
+# for two warps that share a scheduler; of the rest of a chunk's step; of handing it over, by L2 or,
+# since a word takes 180 there (Luo et al. 2024, arXiv 2402.13499), within a cluster.
 TILE_CYCLES = {"half": 64, "bfloat16": 64, "tf32": 64, "ieee": 128}
-STEP_CYCLES, HANDOVER_CYCLES = 600, 1100
+STEP_CYCLES, HANDOVER_CYCLES = 600, {False: 1100, True: 400}
 
 
 class Plan(NamedTuple):
     """The form of one launch. columns: rows of the batch in a chunk; pitch: bytes of a row of what
-    is handed over; cycles: of a step, by the model above, to compare plans with.
+    is handed over; waves: how many times as many clusters there are as run at once; cycles: of a
+    step, by the model above, to compare plans with.
     """
 
     unit_tiles: int
+    cluster: bool
     blocks: int
     slices: int
     chunks: int
     columns: int
     pitch: int
     shared_bytes: int
+    waves: int
     cycles: int
 
 
@@ -59,6 +75,7 @@ class Tile(NamedTuple):
     kind: str
     unit_tiles: int
     backward: bool
+    cluster: bool = False
 
     @property
     def equations(self) -> Cell:
@@ -111,14 +128,15 @@ class Tile(NamedTuple):
     def tiles(self, H: int, gates: int | None = None) -> int:
         """Tiles of the inner dimension that a warp has, of all gates or of those of one product."""
         size = 2 if self.kind in ("half", "bfloat16") else 4
-        depth = H * ((gates or self.equations.gates) if self.backward else 1)
+        depth = ceil(H / 8) * 8 * ((gates or self.equations.gates) if self.backward else 1)
         return ceil(depth * size / (WARPS * TILE_BYTES))
 
     def pitch(self, H: int) -> int:
         cell, batch = self.equations, self.batch
         tiles = sum(ceil(self.tiles(H, gates) / batch) * batch for gates in self.products)
         sums = cell.gains + cell.normalises * (1 + self.backward)
-        return tiles * WARPS * TILE_BYTES + sums * ceil(H / self.units / 2) * 16
+        found = tiles * WARPS * TILE_BYTES + sums * ceil(H / self.units / 2) * 16
+        return ceil(found / 128) * 128 + 64 if self.cluster else found
 
     def shared_bytes(self, H: int, chunks: int) -> int:
         cell, tile = self.equations, WARPS * 32 * FRAGMENT_BYTES
@@ -130,7 +148,9 @@ class Tile(NamedTuple):
         each = cell.states + self.backward * (cell.rows - cell.gains) + kept
         values = WARPS * self.columns * (rows + 4) + (cell.gates + cell.rows) * self.units
         values += each * chunks * self.columns * self.units
-        return max(weights + 4 * values, *held)
+        rows_handed_over = 2 * chunks * self.columns * self.cluster
+        exchange = rows_handed_over * self.pitch(H) + 4 * chunks * 8 * self.cluster
+        return max(weights + 4 * values + exchange, *held)
 
     @property
     def rounds(self) -> int:
@@ -142,34 +162,56 @@ class Tile(NamedTuple):
         """Of one step of all chunks."""
         product = self.row_tiles * self.column_tiles * max(self.tiles(H), 1)
         work = product * TILE_CYCLES[self.kind] + STEP_CYCLES
-        return max(chunks * work, work + HANDOVER_CYCLES) + (self.rounds - 1) * HANDOVER_CYCLES
+        handover = HANDOVER_CYCLES[self.cluster]
+        return max(chunks * work, work + handover) + (self.rounds - 1) * handover
 
     def plan(self, H: int, B: int, N: int, gpu: Gpu) -> Plan | str:
         """The plan with this tile; or why there is none."""
-        blocks = ceil(H / self.units)
-        most = gpu.processors // (blocks * N)
-        if most == 0:
-            return (
-                f"H = {H} of N = {N} groups takes {blocks * N} blocks at once, and the GPU has "
-                f"{gpu.processors} multiprocessors"
-            )
-        every = ceil(B / self.columns)
-        chunks = ceil(every / min(most, every))
+        blocks, every = ceil(H / self.units), ceil(B / self.columns)
+        room = self.room(H, N, blocks, gpu)
+        if isinstance(room, str):
+            return room
+        chunks = ceil(every / min(max(room // N, 1), every))
+        while self.cluster and chunks > 1 and self.shared_bytes(H, chunks) > gpu.shared_bytes:
+            chunks -= 1
         need = self.shared_bytes(H, chunks)
         if need > gpu.shared_bytes:
             return (
                 f"H = {H} and {chunks * self.columns} rows a block need {need // 1024} KB of "
                 f"shared memory, and a block may have {gpu.shared_bytes // 1024} KB"
             )
-        slices, pitch, cycles = ceil(every / chunks), self.pitch(H), self.cycles(H, chunks)
-        return Plan(self.unit_tiles, blocks, slices, chunks, self.columns, pitch, need, cycles)
+        slices, pitch = ceil(every / chunks), self.pitch(H)
+        if slices * N > MOST_GROUPS:
+            return f"{slices} slices of N = {N} groups: a GPU's grid takes at most {MOST_GROUPS}"
+        waves = ceil(slices * N / room)
+        cycles, form = self.cycles(H, chunks) * waves, (self.unit_tiles, self.cluster)
+        return Plan(*form, blocks, slices, chunks, self.columns, pitch, need, waves, cycles)
+
+    def room(self, H: int, N: int, blocks: int, gpu: Gpu) -> int | str:
+        """How many slices of groups, each with so many blocks, run at once; or why none can."""
+        if not self.cluster:
+            if blocks * N <= gpu.processors:
+                return gpu.processors // blocks
+            return (
+                f"H = {H} of N = {N} groups takes {blocks * N} blocks at once, and the GPU has "
+                f"{gpu.processors} multiprocessors"
+            )
+        if blocks <= gpu.largest_cluster:
+            return max(gpu.processors // NEIGHBOURS * (NEIGHBOURS // blocks), 1)
+        return (
+            f"H = {H} takes {blocks} blocks in a cluster, and the GPU's have up to "
+            f"{gpu.largest_cluster}"
+        )
 
 
 def plan(cell: str, kind: str, backward: bool, H: int, B: int, N: int, gpu: Gpu) -> Plan | str:
     """The plan whose steps are the shortest by the model; or why there is none."""
-    found = [Tile(cell, kind, k, backward).plan(H, B, N, gpu) for k in UNIT_TILES]
+    tiles = [Tile(cell, kind, count, backward, cluster) for count, cluster in FORMS]
+    found = [tile.plan(H, B, N, gpu) for tile in tiles]
     plans = [v for v in found if isinstance(v, Plan)]
-    return min(plans, key=lambda v: (v.cycles, v.blocks)) if plans else found[-1]
+    # What a larger GPU would run, rather than what a newer one would.
+    reasons = [v for v, tile in zip(found, tiles, strict=True) if not tile.cluster] or found
+    return min(plans, key=lambda v: (v.cycles, v.blocks)) if plans else str(reasons[-1])
 
 
 def kind_of(dtype: torch.dtype, precision: str) -> str | None:

@@ -20,8 +20,6 @@ from .plan import Gpu, Plan, kind_of, plan
 if TYPE_CHECKING:
     from ..dispatch import Problem
 
-# What the second dimension of a grid takes.
-MOST_GROUPS = 65535
 # The directions of the runs of groups are bits of one number.
 MOST_RUNS = 63
 
@@ -41,7 +39,7 @@ def why_not(problem: Problem) -> str | None:
         return reason
     if problem.device.type != found.device:
         return f"its kernels run on {found.device!r}, not on {problem.device.type!r}"
-    if found.persistent(name_of(problem.cell), kind, 1, False) is None:
+    if found.persistent(name_of(problem.cell), kind, 1, False, False) is None:
         return f"cell {problem.cell!r} has no C++ equations"
     planned = plan_of(problem, kind)
     if isinstance(planned, Plan):
@@ -64,8 +62,9 @@ def note(problem: Problem) -> str | None:
     p = plan_of(problem, kind)
     if isinstance(p, str):
         return f"a product by cuBLAS and a kernel for each step: {p}"
+    blocks = f"a cluster of {p.blocks}" if p.cluster else str(p.blocks)
     return (
-        f"{p.blocks} blocks share a group's units, {p.slices} such groups of blocks the batch, in "
+        f"{blocks} blocks share a group's units, {p.slices} such groups of blocks the batch, in "
         f"{p.chunks} chunks of {p.columns} rows"
     )
 
@@ -89,11 +88,14 @@ def gpu_of(device: torch.device) -> Gpu:
     if device.type != "cuda":
         return EMULATED
     found: Any = torch.cuda.get_device_properties(device)
-    return Gpu(found.multi_processor_count, found.shared_memory_per_block_optin)
+    kernels, shared_bytes = library.find(device)[0], found.shared_memory_per_block_optin
+    with torch.cuda.device(device):
+        largest = kernels.largest_cluster(shared_bytes) if kernels else 1
+    return Gpu(found.multi_processor_count, shared_bytes, largest)
 
 
 # Where the kernels are emulated: small, so that little suffices to fill it.
-EMULATED = Gpu(12, 227 * 1024)
+EMULATED = Gpu(12, 227 * 1024, 4)
 
 
 def scan(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
@@ -158,11 +160,13 @@ def run(
     more: dict[str, int],
 ) -> None:
     """Launches by a plan."""
-    x, N = inputs.x, inputs.x.shape[2]
-    kernel = found.persistent(name_of(inputs.cell), kind, chosen.unit_tiles, backward)
-    every = chosen.slices * chosen.chunks
-    exchange = x.new_zeros(2 * N * every * chosen.columns * chosen.pitch, dtype=torch.uint8)
-    arrivals = x.new_zeros(N * every, dtype=torch.int32)
+    x = inputs.x
+    name, N = name_of(inputs.cell), x.shape[2]
+    kernel = found.persistent(name, kind, chosen.unit_tiles, backward, chosen.cluster)
+    # A cluster needs neither: its blocks have buffers and barriers in their shared memory.
+    every = 0 if chosen.cluster else N * chosen.slices * chosen.chunks
+    exchange = x.new_zeros(2 * every * chosen.columns * chosen.pitch, dtype=torch.uint8)
+    arrivals = x.new_zeros(every, dtype=torch.int32)
     with torch.cuda.device_of(x):
         form = Form(
             chosen.blocks,

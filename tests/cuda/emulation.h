@@ -88,6 +88,8 @@ template <class S> void multiply(Group& warp) {
 
 }  // namespace emulation
 
+constexpr bool HAS_CLUSTERS = true;
+
 DEVICE int thread() { return emulation::self->index; }
 DEVICE int threads() { return emulation::grid.threads; }
 DEVICE int lane() { return thread() % 32; }
@@ -141,6 +143,11 @@ DEVICE uint4 load_l2(const uint4* from) {
     return *from;
 }
 
+DEVICE uint4 load_received(const uint4* from) {
+    emulation::may_switch();
+    return *from;
+}
+
 DEVICE void pause() { emulation::must_switch(); }
 
 int cluster_rank();
@@ -157,6 +164,9 @@ template <class... P>
 int launch(void (*kernel)(P...), const Launch& how, std::common_type_t<P>... arguments) {
     return emulation::run(how, [&] { kernel(arguments...); });
 }
+
+// As on an H100.
+template <class Kernel> int largest_cluster(Kernel, const Launch&) { return 16; }
 
 inline int ready() { return 0; }
 inline const char* launch_error(int) { return emulation_error(); }

@@ -13,40 +13,26 @@ Thread* self;
 
 namespace {
 
-// Without progress; for which a block lags behind.
-constexpr uint64_t MOST_SWITCHES = 1 << 22, TERM = 1 << 12;
+// Without progress.
+constexpr uint64_t MOST_SWITCHES = 1 << 22;
 
 struct Run {
     const std::function<void()>* function;
     Thread* threads;
     size_t count, returned = 0;
-    std::vector<Thread*> ready;
+    std::vector<Thread*> ready[2];  // of other blocks than the slow ones; of those
     std::vector<std::function<void()>> events;
     Fiber caller;
     std::string failure;
-    // How this run is drawn: how rarely a thread is interrupted where it could be, and how hard it
-    // is for a block to be chosen while it lags behind.
-    uint64_t rarity, lag;
+    // How this run is drawn: how rarely a thread is interrupted where it could be, and how rarely a
+    // slow block goes on where another could. Evenly drawn, all blocks would be at about the same
+    // step, and what goes wrong if one is far ahead, or behind, would not show.
+    uint64_t rarity, patience;
     uint64_t switches = 0, last_progress = 0;
 };
 
 Random source;
 Run* run;
-
-// Half of the blocks lag, other ones every term: evenly drawn, all would be at about the same step,
-// and what goes wrong if one is far ahead would not show.
-bool lags(const Thread* thread) {
-    const uint64_t term = run->switches / TERM + 1;
-    const Block& block = *thread->block;
-    return uint64_t(block.x * 31 + block.y + 1) * Random::SCATTER * term >> 63;
-}
-
-Thread* any() {
-    Thread* found = run->ready[source.below(run->ready.size())];
-    for (uint64_t k = 0; k < run->lag && lags(found); ++k)
-        found = run->ready[source.below(run->ready.size())];
-    return found;
-}
 
 void happen() {
     std::swap(run->events[source.below(run->events.size())], run->events.back());
@@ -54,6 +40,27 @@ void happen() {
     run->events.pop_back();
     progress();
     event();
+}
+
+// Null if nobody can go on. What comes to a slow block may come before it does.
+Thread* any() {
+    auto& [others, slow] = run->ready;
+    while (others.empty() && !run->events.empty())
+        if (slow.empty() || source.below(run->patience) > 0) happen();
+        else break;
+    if (others.empty() && slow.empty()) return nullptr;
+    const bool hold = slow.empty() || (!others.empty() && source.below(run->patience) > 0);
+    const auto& from = hold ? others : slow;
+    return from[source.below(from.size())];
+}
+
+// No block, one, or about half of them.
+void choose_slow(Thread* threads, size_t count) {
+    const uint64_t kind = source.below(3);
+    const Block* const one = threads[source.below(count)].block;
+    for (Thread* each = threads; each < threads + count; ++each)
+        if (each->index == 0)
+            each->block->slow = kind == 1 ? each->block == one : kind == 2 && source.below(2);
 }
 
 std::string name(const Thread& thread) {
@@ -64,7 +71,8 @@ std::string name(const Thread& thread) {
 // Who waits where.
 std::string situation() {
     std::map<std::string, std::pair<int, const Thread*>> places;
-    for (Thread* thread : run->ready) thread->where = "no barrier";
+    for (const auto& threads : run->ready)
+        for (Thread* thread : threads) thread->where = "no barrier";
     for (size_t k = 0; k < run->count; ++k) {
         if (!run->threads[k].where) continue;
         auto& [count, first] = places[run->threads[k].where];
@@ -86,18 +94,20 @@ void switch_to(Thread* next) {
 
 void add_ready(Thread* thread) {
     thread->where = nullptr;
-    thread->place = run->ready.size();
-    run->ready.push_back(thread);
+    auto& ready = run->ready[thread->block->slow];
+    thread->place = ready.size();
+    ready.push_back(thread);
 }
 
 // Another goes on; this one does not before it is ready again.
 void leave() {
-    run->ready[self->place] = run->ready.back();
-    run->ready[self->place]->place = self->place;
-    run->ready.pop_back();
-    while (run->ready.empty() && !run->events.empty()) happen();
-    if (run->ready.empty()) fail("deadlock: " + situation());
-    switch_to(any());
+    auto& ready = run->ready[self->block->slow];
+    ready[self->place] = ready.back();
+    ready[self->place]->place = self->place;
+    ready.pop_back();
+    Thread* const next = any();
+    if (!next) fail("deadlock: " + situation());
+    switch_to(next);
 }
 
 // The group lacks this thread from now on.
@@ -174,7 +184,8 @@ std::string schedule(Thread* threads, size_t count, const std::function<void()>&
     here.count = count;
     run = &here;
     here.rarity = (1 << source.below(7)) - 1;
-    here.lag = 2 * source.below(4);
+    here.patience = 2 << source.below(4);
+    choose_slow(threads, count);
     char* stack = stacks(count);
     for (Thread* each = threads; each < threads + count; ++each, stack += STACK_BYTES) {
         make_fiber(each->fiber, stack, enter);

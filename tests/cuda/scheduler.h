@@ -22,6 +22,7 @@ struct Block {
     int x, y;
     char* shared;
     Group group;
+    bool slow = false;
 };
 
 struct Thread {
