@@ -10,6 +10,8 @@ from problems import Kind, sample
 from test_scan import assert_same, run
 
 import rnnkit
+from rnnkit.cuda import scan as cuda_scan
+from rnnkit.cuda.plan import Gpu
 from rnnkit.ops.scan import scan
 
 pytestmark = [
@@ -19,6 +21,13 @@ pytestmark = [
 SIZES = {"T": 20, "B": 40, "H": 256}
 CELLS = ["gru", "lstm"]
 DTYPES = [torch.float16, torch.bfloat16, torch.float32]
+
+
+@pytest.fixture(params=["persistent", "stepwise"])
+def form(request, monkeypatch):
+    """The other on a GPU that has no room for the first."""
+    if request.param == "stepwise":
+        monkeypatch.setattr(cuda_scan, "gpu_of", lambda device: Gpu(0, 0))
 
 
 def problem(cell, dtype=torch.bfloat16, device="cuda", **kwargs):
@@ -81,8 +90,8 @@ def test_another_device():
     assert all(torch.equal(found[name].cpu(), v.cpu()) for name, v in expected.items())
 
 
-@pytest.mark.parametrize("plain", CELLS)
-def test_a_captured_graph(plain):
+@pytest.mark.parametrize("plain", [*CELLS, "gru_before", "lstm_norm"])
+def test_a_captured_graph(form, plain):
     """Forward and backward in a CUDA graph, replayed on other data."""
     inputs = problem(plain)
     stream = torch.cuda.Stream()
@@ -100,8 +109,9 @@ def test_a_captured_graph(plain):
     assert same(found, call(inputs))
 
 
-def test_no_host_synchronisation():
-    inputs = problem("lstm", lengths=tuple(range(1, 21)) * 2)
+@pytest.mark.parametrize("plain", ["lstm", "gru_before_norm"])
+def test_no_host_synchronisation(form, plain):
+    inputs = problem(plain, lengths=tuple(range(1, 21)) * 2)
     call(inputs)
     torch.cuda.set_sync_debug_mode("error")
     try:

@@ -3,134 +3,158 @@ the reference. There the emulation's product (test_cuda_gemm.py) takes the place
 
 import ctypes
 import math
-from types import SimpleNamespace
+import re
+import shutil
 
 import pytest
 import torch
 from conftest import DEVICE_NAME
-from cuda_harness import CSRC, compile_for_gpus, compiles_for_gpus, emulates, emulator
-from problems import KINDS, LARGER, Kind
+from cuda_harness import (
+    CSRC,
+    EMULATION,
+    Fault,
+    compile_for_gpus,
+    compiles_for_gpus,
+    emulates,
+    emulator,
+)
+from problems import KINDS, LARGER, TINY, Kind, differentiable, with_tensors
 from problems import sample as sample_on
-from test_numerics import ROUNDINGS
+from test_cuda_kernels import DTYPES, EPS, cells, in_double, install, largest, on, precision, seed
+from test_scan import assert_same
 
-import rnnkit.cells
+import rnnkit
 from rnnkit.cuda import library, stepwise
 from rnnkit.cuda import scan as cuda_scan
+from rnnkit.cuda.plan import Gpu
 from rnnkit.dispatch import problem_of
+from rnnkit.native.recipes.cuda import STEPWISE_KINDS
 from rnnkit.ops.gradients import gradients
-from rnnkit.reference import scan as reference
+from rnnkit.ops.scan import scan
 
+__all__ = ["precision"]
 pytestmark = [] if DEVICE_NAME == "cuda" else [emulates]
 
-UNITS = [(CSRC / "cuda" / "stepwise.cu",)]
-CELLS = ("rnn_tanh", "rnn_relu", "gru", "lstm", "lstm_peephole")
-RESULTS = ("output", "cells", "last", "dx", "dw", "db", "ds0", "dp")
+CELLS = cells()
+# One of each form: plain, with an inner step, and normed: sums, products, those of two products,
+# and within the step.
+FORMS = (
+    *("lstm_peephole", "gru_before", "rnn_tanh_norm", "gru_norm", "gru_before_norm_gates"),
+    *("lstm_norm", "lstm_norm_gates_carry"),
+)
+NORMED = FORMS[2:]
+SEEDS = range(20)
 MORE = {
-    "300_units": Kind((False, True), lengths=(3, 1), sizes={"T": 3, "B": 2, "H": 300}),
+    # More of them than a block has threads.
+    "600_units": Kind((False, True), lengths=(3, 1), sizes={"T": 3, "B": 2, "H": 600}),
     "long": Kind((True, False), resets=True, sizes={"T": 40, "B": 2, "H": 5}),
 }
-# Of every kind of product: the operands' type, and the unit in the last place of what it sees.
-PRECISIONS = {
-    "half": (torch.half, 2**-10),
-    "bfloat16": (torch.bfloat16, 2**-7),
-    "tf32": (torch.float, 2**-10),
-}
+EVERY = KINDS | LARGER | MORE
+# Several warps of each row.
+WARPS = Kind((False, True), 1, (4, 0, 3), True, True, True, sizes={"T": 4, "B": 3, "H": 70})
+
+
+def units(csrc):
+    """What is compiled to a library."""
+    own = [(csrc / "cuda" / "library.cu", '-DRNNKIT_SOURCE="test"')]
+    return [*own, (csrc / "cuda" / "stepwise.cu",), (EMULATION / "no_kernels.cu",)]
 
 
 @pytest.fixture(scope="module")
 def built(pytestconfig):
-    """The library, emulated; on a GPU the backend's own."""
+    """The emulated library, in use; on a GPU the backend's own, None."""
     if DEVICE_NAME == "cuda":
-        found, reason = library.find(torch.device("cuda"))
-        assert found is not None, reason
-        return found
-    return SimpleNamespace(functions=emulator(pytestconfig, "stepwise", UNITS).library)
+        yield None
+        return
+    found = emulator(pytestconfig, "stepwise", units(CSRC))
+    install(found)
+    yield found
+    install(None)
 
 
 @pytest.fixture
 def cuda(built, monkeypatch):
-    """cuda(kind, seed): the backend, with products of that kind."""
-    functions, chosen = built.functions, {}
-
-    def launch(*arguments):
-        stepwise.run(built, chosen["kind"], *arguments)
-
-    def choose(kind="ieee", seed=0):
-        chosen["kind"] = kind
-        if DEVICE_NAME == "cpu":
-            functions.emulation_seed(ctypes.c_uint64(seed))
-        return cuda_scan
-
-    if DEVICE_NAME == "cpu":
-        product = ctypes.cast(functions.emulation_gemm, ctypes.c_void_p).value
+    """The library, on a GPU that has no room for another form."""
+    monkeypatch.setattr(cuda_scan, "gpu_of", lambda device: Gpu(0, 0))
+    if built is not None:
+        product = ctypes.cast(built.library.emulation_gemm, ctypes.c_void_p).value
         monkeypatch.setattr(stepwise, "gemm", lambda: (product, None))
-        functions.rnnkit_error = lambda code: functions.emulation_error()
-    monkeypatch.setattr(cuda_scan, "launch", launch)
-    return choose
+        seed(built, 0)
+    rnnkit.dispatch.decide.cache_clear()
+    yield built
+    rnnkit.dispatch.decide.cache_clear()
 
 
-def sample(cell, kind, dtype):
-    return sample_on(cell, kind, dtype, torch.device(DEVICE_NAME), grad=False)
-
-
-def cast(inputs, change):
-    """The inputs with other values for the floating-point ones."""
-    return inputs._replace(
-        **{
-            name: change(v)
-            for name, v in inputs._asdict().items()
-            if isinstance(v, torch.Tensor) and v.is_floating_point()
-        }
-    )
-
-
-def results(backend, inputs):
-    """Outputs, and every gradient of random cotangents, the same for all dtypes."""
-    output, cells, last = backend.scan(inputs)
-    generator = torch.Generator().manual_seed(1)
-    arriving = [
-        torch.randn(v.shape, generator=generator, dtype=torch.double).to(v)
-        for v in (output, cells, last)
-    ]
-    back = gradients(backend, inputs, (output, *cells), arriving)
-    return dict(zip(RESULTS, (output, cells, last, *back), strict=True))
-
-
-def errors(found, inputs):
-    """Of every result, the largest, relative to the largest value, as the reference finds them of
-    the same inputs in float64."""
-    expected = results(reference, cast(inputs, torch.Tensor.double))
-    assert {v.dtype for v in found.values()} == {inputs.x.dtype}
-    pairs = {name: (found[name].double(), v) for name, v in expected.items() if v.numel()}
-    return {
-        name: ((a - b).abs().max() / b.abs().max().clamp(min=1e-30)).item()
-        for name, (a, b) in pairs.items()
-    }
+def sample(cell, kind, dtype=torch.float, **kwargs):
+    return sample_on(cell, kind, dtype, torch.device(DEVICE_NAME), **kwargs)
 
 
 def assert_close(found, inputs, bound=1e-5):
-    assert all(error < bound for error in errors(found, inputs).values()), errors(found, inputs)
+    """To the same inputs in float64 as the reference is, whose roundings a norm over few units may
+    enlarge as well."""
+    expected, exact = on("reference", inputs), in_double(inputs)
+    for name, v in exact.items():
+        alike = bound * (1 + largest(v)) + 2 * largest(expected[name] - v)
+        assert found[name].dtype == inputs.x.dtype
+        assert largest(found[name] - v) < alike, name
+
+
+def same(found, expected):
+    return all(torch.equal(found[name], v) for name, v in expected.items())
 
 
 @compiles_for_gpus
 def test_it_compiles_for_gpus_and_stays_in_registers(tmp_path):
     strict = "-Xptxas=-warn-spills,-warn-lmem-usage,-Werror"
-    compile_for_gpus(tmp_path, [(*unit, strict) for unit in UNITS])
+    compile_for_gpus(tmp_path, [(CSRC / "cuda" / "stepwise.cu", strict)])
 
 
-@pytest.mark.parametrize("kind", [*KINDS, *LARGER, *MORE])
+@pytest.mark.parametrize("kind", EVERY)
 @pytest.mark.parametrize("name", CELLS)
 def test_it_equals_the_reference(name, kind, cuda):
-    inputs = sample(name, (KINDS | LARGER | MORE)[kind], torch.float)
-    assert_close(results(cuda(), inputs), inputs)
+    inputs = sample(name, EVERY[kind])
+    assert_close(on("cuda", inputs), inputs)
 
 
-def test_the_order_of_threads_does_not_matter(cuda):
-    inputs = sample("lstm_peephole", KINDS["all"], torch.float)
-    found = [results(cuda(seed=seed), inputs) for seed in range(20)]
-    assert_close(found[0], inputs)
-    for other in found:
-        assert all(torch.equal(v, other[key]) for key, v in found[0].items())
+@pytest.mark.parametrize("kind", EVERY)
+@pytest.mark.parametrize("name", CELLS)
+def test_float64(name, kind, cuda):
+    inputs = sample(name, EVERY[kind], torch.double)
+    assert_same(on("cuda", inputs), on("reference", inputs), 1e-12)
+
+
+@pytest.mark.parametrize("kind", ["tiny", pytest.param("all", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", CELLS)
+def test_gradcheck(name, kind, cuda):
+    inputs = sample(name, {"tiny": TINY, "all": KINDS["all"]}[kind], torch.double)
+
+    def call(*tensors):
+        return tuple(v for v in scan(*with_tensors(inputs, tensors)) if v.numel())
+
+    with rnnkit.backend("cuda"):
+        given = differentiable(inputs)
+        assert torch.autograd.gradcheck(call, given, nondet_tol=0.0, fast_mode=kind == "all")
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_the_order_of_threads_does_not_matter(name, cuda):
+    inputs = sample(name, WARPS)
+    expected = on("cuda", inputs)
+    assert_close(expected, inputs)
+    for k in SEEDS:
+        seed(cuda, k)
+        assert same(on("cuda", inputs), expected)
+
+
+@pytest.mark.skipif(DEVICE_NAME == "cuda", reason="cuBLAS promises nothing")
+@pytest.mark.parametrize("name", FORMS)
+def test_a_row_does_not_depend_on_the_batch(name, cuda):
+    inputs = sample(name, Kind(sizes={"T": 3, "B": 5, "H": 40}), grad=False)
+    with rnnkit.backend("cuda"):
+        whole = scan(*inputs)[0]
+        for b in (0, 4):
+            alone = inputs._replace(x=inputs.x[:, b : b + 1], s0=inputs.s0[:, b : b + 1])
+            assert torch.equal(scan(*alone)[0][:, 0], whole[:, b])
 
 
 @pytest.mark.parametrize("name", CELLS)
@@ -142,32 +166,49 @@ def test_strided_inputs(name, cuda):
     def batch_first(v):
         return v.transpose(0, 1).contiguous().transpose(0, 1)
 
-    inputs = sample(name, KINDS["all"], torch.float)
-    expected = results(cuda(), inputs)
+    inputs = sample(name, KINDS["all"])
+    expected = on("cuda", inputs)
     for layout in (turned, batch_first):
-        found = results(cuda(), cast(inputs, layout))
-        assert all(torch.equal(v, found[key]) for key, v in expected.items())
+        assert same(on("cuda", changed(inputs, layout)), expected)
+
+
+def changed(inputs, change):
+    """The inputs with other values for the floating-point ones."""
+    return inputs._replace(
+        **{
+            name: change(v.detach()).requires_grad_(v.requires_grad)
+            for name, v in inputs._asdict().items()
+            if isinstance(v, torch.Tensor) and v.is_floating_point()
+        }
+    )
 
 
 def moderate(inputs):
     """Weights and values of which a step does not enlarge what was rounded; a relu off its kink,
     where a rounding turns the slope."""
-    small = cast(inputs, lambda v: v / 2)._replace(m=inputs.m, d=inputs.d)
-    if inputs.cell != "rnn_relu":
+    small = changed(inputs, lambda v: v / 2)._replace(m=inputs.m, d=inputs.d)
+    if "relu" not in inputs.cell:
         return small
-    b = torch.where(small.b > 0, 3.0, -3.0).to(small.b)
-    return small._replace(x=small.x / 4, w=small.w / 4, b=b)
+    b = torch.where(small.b > 0, 3.0, -3.0).to(small.b).requires_grad_()
+    x, w = (v.detach().div(4).requires_grad_() for v in (small.x, small.w))
+    return small._replace(x=x, w=w, b=b)
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("kind", DTYPES)
 @pytest.mark.parametrize("name", CELLS)
-def test_low_precision(name, precision, cuda):
+def test_low_precision(name, kind, cuda, precision):
     """As far from the same inputs in float64 as independent roundings explain."""
-    dtype, unit = PRECISIONS[precision]
-    kind = Kind((False, True), lengths=(12, 7, 3), resets=True, sizes={"T": 12, "B": 3, "H": 40})
-    inputs = moderate(sample(name, kind, dtype))
-    bound = unit / 2 * math.sqrt(12) * ROUNDINGS
-    assert_close(results(cuda(precision), inputs), inputs, bound)
+    precision(kind)
+    every = Kind((False, True), lengths=(12, 7, 3), resets=True, sizes={"T": 12, "B": 3, "H": 40})
+    inputs = moderate(sample(name, every, DTYPES[kind]))
+    found, exact = on("cuda", inputs), in_double(inputs)
+    bound = EPS[kind] / 2 * math.sqrt(12) * ROUNDINGS
+    for name, v in exact.items():
+        assert largest(found[name] - v) <= bound * largest(v), name
+
+
+# Roundings that a value meets in one step, forward and backward, at most.
+ROUNDINGS = 6
 
 
 def test_between_steps_states_are_in_float(cuda):
@@ -175,38 +216,140 @@ def test_between_steps_states_are_in_float(cuda):
     T, little = 64, 2**-10
     x = torch.tensor([30, 30, little, 0]).view(4, 1).expand(T, 1, 1, 4, 1)  # i and f are 1
     w, s0 = torch.zeros(1, 4, 1), torch.tensor([0.0, 1.0]).view(2, 1, 1, 1)
-    inputs = sample("lstm", KINDS["no_bias_no_start"], torch.bfloat16)
+    inputs = sample("lstm", KINDS["no_bias_no_start"], torch.bfloat16, grad=False)
     inputs = inputs._replace(x=x.to(inputs.x), w=w.to(inputs.x), s0=s0.to(inputs.x))
-    output, cells, last = cuda("bfloat16").scan(inputs)
+    output, cells, last = cuda_scan.scan(inputs)
     assert last[1] == 1 + T * little
     arriving = (None, torch.full_like(cells, little), inputs.s0)
     ds0 = gradients(cuda_scan, inputs, (output, *cells), arriving)[3]
     assert ds0[1] == 1 + T * little
 
 
-def test_only_tf32_rounds_float(cuda):
-    inputs = sample("gru", KINDS["plain"], torch.float)
-    worst = [max(errors(results(cuda(kind), inputs), inputs).values()) for kind in ("ieee", "tf32")]
-    assert worst[0] < 1e-6 < 1e-5 < worst[1]
+def test_only_tf32_rounds_float(cuda, precision):
+    inputs, worst = sample("gru", KINDS["plain"]), {}
+    exact = in_double(inputs)
+    for kind in ("ieee", "tf32"):
+        precision(kind)
+        worst[kind] = max(largest(v - exact[name]) for name, v in on("cuda", inputs).items())
+    assert worst["ieee"] < 1e-5 < 1e-4 < worst["tf32"]
+
+
+@pytest.mark.parametrize("name", ["rnn_tanh_norm", "gru_norm", "gru_norm_gates"])
+def test_a_large_mean_hides_no_small_spread(name, cuda):
+    """The error is that of rounding the values; of a mean of squares it would be a thousandfold."""
+    inputs, mean = sample(name, Kind(sizes={"T": 1, "B": 3, "H": 70})), 1000.0
+    with torch.no_grad():
+        if inputs.equations.norm.of_sum:
+            inputs.x.add_(mean)
+        else:
+            inputs.s0[..., 0] = 1
+            inputs.w[..., 0] += mean
+    found, exact = on("cuda", inputs)["output"], in_double(inputs)["output"]
+    assert largest(found - exact) < 4 * torch.finfo(torch.float).eps * mean
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_padding_may_hold_anything(name, cuda):
+    inputs = sample(name, Kind((False, True), 1, (3, 0, 4), sizes={"T": 4, "B": 3, "H": 37}))
+    expected = on("reference", inputs)
+    with torch.no_grad():
+        inputs.x[3:, 0] = inputs.x[:, 1] = float("nan")
+    assert_same(on("cuda", inputs), expected, 1e-5)
+
+
+@pytest.mark.parametrize("name", NORMED)
+def test_a_zero_state_in_half_precision(name, cuda):
+    """Its norm has the slope 1 / sqrt(eps), but what was fed nothing adds nothing."""
+    inputs = sample(name, Kind(resets=True, sizes={"T": 5, "B": 4, "H": 40}), torch.half)
+    with rnnkit.backend("cuda"):
+        output, *_ = scan(*inputs)
+        given = [inputs.x, inputs.w, inputs.b, inputs.p]
+        found = torch.autograd.grad(output, given, torch.full_like(output, 500))
+    assert all(v.isfinite().all() for v in found)
+
+
+@pytest.mark.parametrize("name", ["gru_norm", "lstm_norm_gates_carry"])
+def test_eps(name, cuda):
+    inputs = sample(f"{name}@0.5", KINDS["all"])
+    assert_close(on("cuda", inputs), inputs)
+
+
+# A defect, by the text that it replaces in a file of csrc/cuda, and what then stands there.
+PLANTED = {
+    "sums that are read too early": (
+        "row_norm.h",
+        "        synchronise();\n        for (int k = 0",
+        "        for (int k = 0",
+    ),
+    "sums that are written too early": ("row_norm.h", "synchronise();  // until", "// until"),
+    "a product too few": (
+        "stepwise.h",
+        "if (k > 0) error = multiply",
+        "if (k > 1) error = multiply",
+    ),
+}
+
+
+@pytest.mark.skipif(DEVICE_NAME == "cuda", reason="defects are shown by schedules")
+@pytest.mark.parametrize("defect", PLANTED)
+def test_defects_are_found(defect, cuda, pytestconfig, tmp_path):
+    """At least one of the schedules shows a defect; without it none does, as is seen above."""
+    inputs = sample("lstm_norm", WARPS)
+    expected = on("reference", inputs)
+    broken = emulator(pytestconfig, "defect", with_defect(tmp_path / "csrc", *PLANTED[defect]))
+    install(broken)
+    try:
+        assert any(shows(broken, inputs, expected, k) for k in SEEDS)
+    finally:
+        install(cuda)
+
+
+def with_defect(csrc, name, right, wrong):
+    """What is compiled to a library with a defect, of one cell alone."""
+    shutil.copytree(CSRC, csrc)
+    path, listed = csrc / "cuda" / name, csrc / "cells" / "cells.h"
+    text = path.read_text()
+    assert text.count(right) == 1
+    path.write_text(text.replace(right, wrong))
+    others = re.compile(r'CELL\("(?!lstm_norm")[^\\\n]+')
+    listed.write_text(others.sub("", listed.read_text()))
+    return units(csrc)
+
+
+def shows(emulated, inputs, expected, k):
+    """Whether a schedule gives another result than is expected, or none at all."""
+    seed(emulated, k)
+    try:
+        found = on("cuda", inputs)
+    except (RuntimeError, Fault):
+        return True
+    return not all(
+        largest(found[name] - v) < 1e-4 * (1 + largest(v)) for name, v in expected.items()
+    )
 
 
 def test_what_goes_wrong_is_said(cuda, monkeypatch):
-    inputs = sample("lstm", KINDS["plain"], torch.float)
+    inputs = sample("lstm", KINDS["plain"], grad=False)
     refuses = ctypes.CFUNCTYPE(ctypes.c_int)(lambda: 15)
     address = ctypes.cast(refuses, ctypes.c_void_p).value
     monkeypatch.setattr(stepwise, "gemm", lambda: (address, None))
     with pytest.raises(RuntimeError, match="cuBLAS refuses a product, status 15"):
-        cuda().scan(inputs)
+        cuda_scan.scan(inputs)
 
 
-def test_why_not(cuda, built):
-    def reason(cell="lstm", **changed):
-        problem = problem_of(sample(cell, KINDS["plain"], torch.float))
-        return stepwise.why_not(built, "half", problem._replace(**changed))
+def test_why_not(cuda):
+    def reason(cell="lstm", dtype=torch.float, **changed):
+        problem = problem_of(sample(cell, KINDS["plain"], dtype, grad=False))
+        return cuda_scan.why_not(problem._replace(**changed))
 
-    assert reason() is None and reason(H=30000) is None
-    assert "norms" in reason("lstm_norm") and "two" in reason("gru_before")
+    assert reason() is None and reason(H=30000) is None and reason(dtype=torch.double) is None
     assert "2147483647" in reason(H=2**29) and "2147483647" in reason(B=2**31)
+
+
+def test_float64_has_one_form(cuda, monkeypatch):
+    monkeypatch.undo()
+    problem = problem_of(sample("lstm", KINDS["plain"], torch.double, grad=False))
+    assert "float64" in cuda_scan.plan_of(problem, "double")
 
 
 @pytest.mark.skipif(torch.version.cuda is not None, reason="torch has cuBLAS")
@@ -216,7 +359,8 @@ def test_there_is_no_cublas_without_cuda():
     assert address == 0 and "cuBLAS" in reason and torch.__version__ in reason
 
 
-def test_which_cells_have_it(built):
-    plain = {name for name, cell in rnnkit.cells.CELLS.items() if not cell.norm and not cell.inner}
-    has = {name for name in plain if stepwise.find(built.functions, name, "half")}
-    assert has == set(CELLS)
+@pytest.mark.parametrize("kind", STEPWISE_KINDS)
+def test_every_cell_has_it(kind, cuda):
+    found, _ = library.find(torch.device(DEVICE_NAME))
+    for param in CELLS:
+        assert stepwise.find(found.functions, *param.values, kind) is not None

@@ -17,7 +17,7 @@ using ieee = FullPrecision;
 }  // namespace kinds
 
 using Kind = kinds::RNNKIT_KIND;
-using M = GpuMath<sizeof(Kind::S) == 2>;
+using M = GpuMath<Kind::S>;
 
 template <class C, int UNIT_TILES, bool BACKWARD, bool CLUSTER> constexpr Kernel kernel() {
     using P = Block<Kind, C, UNIT_TILES, BACKWARD, CLUSTER>;

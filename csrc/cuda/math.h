@@ -5,43 +5,48 @@
 
 namespace rnnkit {
 
-// FAST: with errors of a few units in the last place of what 16 bits hold.
-template <bool FAST> struct GpuMath {
-    using Value = float;
+// What values that are stored as S are computed in.
+template <class S> using Wide = std::conditional_t<std::is_same_v<S, double>, double, float>;
 
-    HOST_DEVICE static float exponential(float v) {
+// For values stored as S: for 16 bits, with errors of a few units in the last place of those.
+template <class S> struct GpuMath {
+    using Value = Wide<S>;
+    static constexpr bool FAST = sizeof(S) == 2;
+
+    HOST_DEVICE static Value exponential(Value v) {
 #ifdef __CUDA_ARCH__
         if constexpr (FAST) return __expf(v);
 #endif
-        return expf(v);
+        return std::exp(v);
     }
 
-    // exp overflows to infinity for v < -88, and 1 / infinity is the right 0.
-    HOST_DEVICE static float sigmoid(float v) { return 1 / (1 + exponential(-v)); }
+    // exp overflows to infinity for large -v, and 1 / infinity is the right 0.
+    HOST_DEVICE static Value sigmoid(Value v) { return 1 / (1 + exponential(-v)); }
 
-    HOST_DEVICE static float tanh(float v) {
+    HOST_DEVICE static Value tanh(Value v) {
         if constexpr (FAST) return 1 - 2 / (1 + exponential(2 * v));
-        return tanhf(v);
+        return std::tanh(v);
     }
 
-    HOST_DEVICE static float relu(float v) { return v < 0 ? 0 : v; }
-    HOST_DEVICE static float positive(float v) { return v > 0 ? 1 : 0; }
+    HOST_DEVICE static Value relu(Value v) { return v < 0 ? 0 : v; }
+    HOST_DEVICE static Value positive(Value v) { return v > 0 ? 1 : 0; }
 };
 
-HOST_DEVICE float inverse_root(float v) {
+template <class V> HOST_DEVICE V inverse_root(V v) {
 #ifdef __CUDA_ARCH__
-    return rsqrtf(v);
+    return rsqrt(v);
 #else
-    return 1 / sqrtf(v);
+    return 1 / std::sqrt(v);
 #endif
 }
 
 // Values of a storage type, and the arithmetic's.
+HOST_DEVICE double wide(double v) { return v; }
 HOST_DEVICE float wide(float v) { return v; }
 HOST_DEVICE float wide(__half v) { return __half2float(v); }
 HOST_DEVICE float wide(__nv_bfloat16 v) { return __bfloat162float(v); }
 
-template <class S> HOST_DEVICE S narrow(float v) {
+template <class S> HOST_DEVICE S narrow(Wide<S> v) {
     if constexpr (std::is_same_v<S, __half>) return __float2half(v);
     else if constexpr (std::is_same_v<S, __nv_bfloat16>) return __float2bfloat16(v);
     else return v;

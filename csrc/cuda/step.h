@@ -10,9 +10,10 @@ namespace rnnkit {
 // and, with a norm, its gains, `pitch` apart.
 template <class T, class C> struct Unit {
     using S = T;
-    using Gates = float (&)[C::gates];
-    using States = float (&)[C::states];
-    using Parameters = float (&)[C::rows + 1];
+    using V = Wide<S>;
+    using Gates = V (&)[C::gates];
+    using States = V (&)[C::states];
+    using Parameters = V (&)[C::rows + 1];
 
     const Arguments& a;
     const Form& form;
@@ -23,21 +24,21 @@ template <class T, class C> struct Unit {
     DEVICE int64_t plane() const { return a.B * a.N * a.H; }
     DEVICE int64_t state(int k) const { return k * plane() + (at.b * a.N + at.n) * a.H + at.j; }
 
-    static DEVICE float value(const void* from, int64_t index) {
+    static DEVICE V value(const void* from, int64_t index) {
         return wide(static_cast<const S*>(from)[index]);
     }
-    static DEVICE void put(void* to, int64_t index, float v) {
+    static DEVICE void put(void* to, int64_t index, V v) {
         static_cast<S*>(to)[index] = narrow<S>(v);
     }
 
-    static DEVICE void parameters(const float* own, int pitch, Parameters p) {
+    static DEVICE void parameters(const V* own, int pitch, Parameters p) {
         for (int k = 0; k < C::rows; ++k) p[k] = own[(C::gates + k) * pitch];
     }
-    static DEVICE float gain(const float* own, int pitch, int g) {
+    static DEVICE V gain(const V* own, int pitch, int g) {
         return own[(C::gates + C::rows + g) * pitch];
     }
     // What the step sees of a gate's product, or of what that is normalised to.
-    static DEVICE float seen(const float* own, int pitch, int g, float v) {
+    static DEVICE V seen(const V* own, int pitch, int g, V v) {
         return (NORM<C> ? v * gain(own, pitch, g) : v) + own[g * pitch];
     }
 
@@ -47,21 +48,21 @@ template <class T, class C> struct Unit {
     }
 
     // What recurrent dropout leaves of what a product is fed, or of its gradient.
-    DEVICE float dropped(float q) const {
+    DEVICE V dropped(V q) const {
         return a.d ? q * value(a.d, (at.b * a.N + at.n) * a.H + at.j) : q;
     }
 
     // The share of the old value that stays, of state k.
-    DEVICE float share(int t, int k) const {
+    DEVICE V share(int t, int k) const {
         const int64_t from = t * a.m_t + at.b * a.m_b + at.n * a.m_n + k * a.m_e + at.j;
-        return a.m_bytes ? float(static_cast<const uint8_t*>(a.m)[from]) : value(a.m, from);
+        return a.m_bytes ? V(static_cast<const uint8_t*>(a.m)[from]) : value(a.m, from);
     }
 
-    DEVICE float initial(int k) const { return at.exists && a.s0 ? value(a.s0, state(k)) : 0; }
+    DEVICE V initial(int k) const { return at.exists && a.s0 ? value(a.s0, state(k)) : 0; }
 
     // What a step of the forward scan reads that no other unit computes; x where wanted, or zero.
     struct Ahead {
-        float x[C::gates];
+        V x[C::gates];
         bool live, fresh;
     };
 
@@ -78,25 +79,16 @@ template <class T, class C> struct Unit {
         for (int k = 0; k < C::states; ++k) s[k] = v.fresh ? 0 : s[k];
     }
 
-    // The next states, in place of s; r holds the products.
-    DEVICE void step(int t, const Ahead& v, Gates r, const float* own, int pitch, States s) const {
-        float p[C::rows + 1];
-        enter(v, s);
-        for (int g = 0; g < C::gates; ++g) r[g] = seen(own, pitch, g, v.fresh ? 0 : r[g]);
-        parameters(own, pitch, p);
-        advance(t, v, r, p, 0, 0, s);
-    }
-
-    // The same where s has entered the step and r is what that sees; given the value that it
-    // normalises, if it does, to n.
-    DEVICE void advance(int t, const Ahead& v, Gates r, Parameters p, float value, float n,
+    // The next states, in place of s, which has entered the step, of which r is what it sees; given
+    // the value that it normalises, if it does, to n.
+    DEVICE void advance(int t, const Ahead& v, Gates r, Parameters p, V value, V n,
                         States s) const {
         if (!at.exists) return;
-        float next[C::states];
+        V next[C::states];
         C::step(v.x, r, s, p, value, n, next);
         for (int k = 0; k < C::states; ++k) {
             if (v.live && a.m && k < a.E) {
-                const float stays = share(t, k);
+                const V stays = share(t, k);
                 next[k] = stays * s[k] + (1 - stays) * next[k];
             }
             if (v.live) s[k] = next[k];
@@ -113,7 +105,7 @@ template <class T, class C> struct Unit {
     // The same for backward; r is what was computed of the products. Where all gates see x and r as
     // x + r only, and there is no norm, r is that.
     struct Behind {
-        float x[C::gates], r[C::gates], s[C::states], arriving[C::states];
+        V x[C::gates], r[C::gates], s[C::states], arriving[C::states];
         bool live, fresh;
     };
 
@@ -136,14 +128,14 @@ template <class T, class C> struct Unit {
     }
 
     // What is normalised to r[g] was multiplied with it.
-    DEVICE float scale(int t, int g) const {
-        return static_cast<const float*>(a.scales)[row(t) * C::gates + g];
+    DEVICE V scale(int t, int g) const {
+        return static_cast<const V*>(a.scales)[row(t) * C::gates + g];
     }
 
-    DEVICE float final(int k) const { return at.exists && a.dlast ? value(a.dlast, state(k)) : 0; }
+    DEVICE V final(int k) const { return at.exists && a.dlast ? value(a.dlast, state(k)) : 0; }
 
     // What the step saw: r, and its parameters.
-    DEVICE void saw(const Behind& v, const float* own, int pitch, Gates r, Parameters p) const {
+    DEVICE void saw(const Behind& v, const V* own, int pitch, Gates r, Parameters p) const {
         for (int g = 0; g < C::gates; ++g) r[g] = NORM<C> ? seen(own, pitch, g, v.r[g]) : v.r[g];
         parameters(own, pitch, p);
     }
@@ -158,19 +150,19 @@ template <class T, class C> struct Unit {
 
     // The value that the step normalises, if it does, to n, and its gradient.
     struct Within {
-        float value, n, dv;
+        V value, n, dv;
     };
 
     // The gradient of the states that enter the step in place of ds, but for what comes through the
     // products; dr is that of r; dp adds up.
-    DEVICE void vjp(int t, const Behind& v, const float* own, int pitch, States ds, Gates dr,
-                    float* dp, int64_t dp_pitch, const Within& within = {}) const {
+    DEVICE void vjp(int t, const Behind& v, const V* own, int pitch, States ds, Gates dr,
+                    V* dp, int64_t dp_pitch, const Within& within = {}) const {
         for (int g = 0; g < C::gates; ++g) dr[g] = 0;
         if (!at.exists) return;
-        float dx[C::gates] = {};
+        V dx[C::gates] = {};
         if (v.live) {
-            float r[C::gates], p[C::rows + 1], total[C::states], next[C::states], old[C::states];
-            float more[C::rows + 1];
+            V r[C::gates], p[C::rows + 1], total[C::states], next[C::states], old[C::states];
+            V more[C::rows + 1];
             saw(v, own, pitch, r, p);
             reached(t, v, ds, total, next);
             C::vjp(v.x, r, v.s, p, within.value, within.n, next, within.dv, dx, dr, old, more);
@@ -184,12 +176,12 @@ template <class T, class C> struct Unit {
     }
 
     // The same of the inner step, given the gradient of what it feeds: adds to ds and to dr.
-    DEVICE void inner_vjp(int t, const Behind& v, const float* own, int pitch, float dq, States ds,
+    DEVICE void inner_vjp(int t, const Behind& v, const V* own, int pitch, V dq, States ds,
                           Gates dr) const {
         static_assert(C::shared == C::gates, "dx is dr");
         if (!at.exists) return;
         if (v.live) {
-            float r[C::gates], p[C::rows + 1], dx[C::gates], old[C::states] = {};
+            V r[C::gates], p[C::rows + 1], dx[C::gates], old[C::states] = {};
             saw(v, own, pitch, r, p);
             for (int g = 0; g < C::gates; ++g) dx[g] = dr[g];
             // A zero state lets no gradient through, and that of its norm may overflow 16 bits.

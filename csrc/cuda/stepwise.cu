@@ -14,18 +14,21 @@ struct Entry {
     int (*launch[2])(const Arguments&, const Form&, const Steps&);  // forward, backward
 };
 
-// None of a cell that takes more than one product and one launch a step.
+template <class Kind, class C, bool BACKWARD>
+int run(const Arguments& a, const Form& form, const Steps& steps) {
+    return Loop<Kind, C, BACKWARD>{a, form, steps}.run();
+}
+
 template <class Kind, class C> constexpr Entry entry(const char* cell) {
-    if constexpr (NORM<C> || C::normalises || C::late < C::gates) return {cell, {}};
-    else return {cell, {launch_stepwise<Kind, C, false>, launch_stepwise<Kind, C, true>}};
+    return {cell, {run<Kind, C, false>, run<Kind, C, true>}};
 }
 #define CELL(name, norm, ...) entry<Kind, With<__VA_ARGS__, Normed::norm>>(name),
 
 template <class Kind> const Entry* find(const char* cell) {
-    using M = GpuMath<sizeof(typename Kind::S) == 2>;
+    using M = GpuMath<typename Kind::S>;
     static constexpr Entry entries[] = {RNNKIT_CELLS(CELL)};
     for (const Entry& entry : entries)
-        if (std::strcmp(entry.cell, cell) == 0) return entry.launch[0] ? &entry : nullptr;
+        if (std::strcmp(entry.cell, cell) == 0) return &entry;
     return nullptr;
 }
 
@@ -36,7 +39,7 @@ EXPORT int64_t rnnkit_steps_size() { return sizeof(Steps); }
 // Null where there is none; kinds in the order of rnnkit/native/recipes/cuda.py.
 EXPORT const void* rnnkit_stepwise(const char* cell, int64_t kind) {
     constexpr const Entry* (*finds[])(const char*)
-        = {find<Half>, find<Bfloat16>, find<Tf32>, find<Ieee>};
+        = {find<Half>, find<Bfloat16>, find<Tf32>, find<Ieee>, find<Double>};
     return finds[kind](cell);
 }
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from .. import cells
 from ..native import load
 from ..native.arguments import Arguments
 from ..native.recipes import Cuda, NoLibrary
@@ -58,6 +59,20 @@ class Library:
         if code != 0:
             said = self.functions.rnnkit_error(code).decode()
             raise RuntimeError(f"rnnkit's CUDA kernels: {said}")
+
+
+def name_of(cell: str) -> str:
+    """The name under which the kernels know a cell: that of the registered one that differs from it
+    in eps at most, and in whether its norm is over all gates.
+    """
+    found = cells.find(cell)
+    name = (found.kernel or cell) + "_norm" * (found.norm is not None and not found.normalises)
+    return name if name in cells.CELLS and norms(cells.CELLS[name]) == norms(found) else cell
+
+
+def norms(cell: cells.Cell) -> tuple[bool | None, bool]:
+    """Whether a norm before the step is of sums, None if there is none; whether one is within."""
+    return None if cell.norm is None else cell.norm.of_sum, cell.normalises
 
 
 Found = tuple[Library | None, str | None]

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import torch
 
 from ..cells import Cell, find
+from ..native.recipes.cuda import KINDS
 
 
 class Gpu(NamedTuple):
@@ -196,6 +197,8 @@ class Tile(NamedTuple):
                 f"H = {H} of N = {N} groups takes {blocks * N} blocks at once, and the GPU has "
                 f"{gpu.processors} multiprocessors"
             )
+        if gpu.largest_cluster == 1:
+            return "the GPU has no clusters"
         if blocks <= gpu.largest_cluster:
             return max(gpu.processors // NEIGHBOURS * (NEIGHBOURS // blocks), 1)
         return (
@@ -206,6 +209,8 @@ class Tile(NamedTuple):
 
 def plan(cell: str, kind: str, backward: bool, H: int, B: int, N: int, gpu: Gpu) -> Plan | str:
     """The plan whose steps are the shortest by the model; or why there is none."""
+    if kind not in KINDS:
+        return "the persistent form has no float64"
     tiles = [Tile(cell, kind, count, backward, cluster) for count, cluster in FORMS]
     found = [tile.plan(H, B, N, gpu) for tile in tiles]
     plans = [v for v in found if isinstance(v, Plan)]
@@ -216,5 +221,5 @@ def plan(cell: str, kind: str, backward: bool, H: int, B: int, N: int, gpu: Gpu)
 
 def kind_of(dtype: torch.dtype, precision: str) -> str | None:
     """The kind of product for a dtype; precision: "tf32" or "ieee", of float32."""
-    names = {torch.float16: "half", torch.bfloat16: "bfloat16", torch.float32: precision}
-    return names.get(dtype)
+    names = {torch.float16: "half", torch.bfloat16: "bfloat16", torch.float64: "double"}
+    return names.get(dtype, precision if dtype == torch.float32 else None)

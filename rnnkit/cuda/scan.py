@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .. import cells
 from ..native import arguments as native
 from ..ops.allocate import allocate
 from ..ops.sequence import Inputs
 from ..precision import precision_of
 from . import library, stepwise
 from .arguments import Block, Form
+from .library import name_of
 from .plan import Gpu, Plan, kind_of, plan
 
 if TYPE_CHECKING:
@@ -39,12 +39,12 @@ def why_not(problem: Problem) -> str | None:
         return reason
     if problem.device.type != found.device:
         return f"its kernels run on {found.device!r}, not on {problem.device.type!r}"
-    if found.persistent(name_of(problem.cell), kind, 1, False, False) is None:
+    if stepwise.find(found.functions, problem.cell, kind) is None:
         return f"cell {problem.cell!r} has no C++ equations"
     planned = plan_of(problem, kind)
     if isinstance(planned, Plan):
         return None
-    reason = stepwise.why_not(found, kind, problem)
+    reason = stepwise.why_not(problem)
     return reason and f"{planned}; and step by step: {reason}"
 
 
@@ -67,20 +67,6 @@ def note(problem: Problem) -> str | None:
         f"{blocks} blocks share a group's units, {p.slices} such groups of blocks the batch, in "
         f"{p.chunks} chunks of {p.columns} rows"
     )
-
-
-def name_of(cell: str) -> str:
-    """The name under which the kernels know a cell: that of the registered one that differs from it
-    in eps at most, and in whether its norm is over all gates.
-    """
-    found = cells.find(cell)
-    name = (found.kernel or cell) + "_norm" * (found.norm is not None and not found.normalises)
-    return name if name in cells.CELLS and norms(cells.CELLS[name]) == norms(found) else cell
-
-
-def norms(cell: cells.Cell) -> tuple[bool | None, bool]:
-    """Whether a norm before the step is of sums, None if there is none; whether one is within."""
-    return None if cell.norm is None else cell.norm.of_sum, cell.normalises
 
 
 @lru_cache
@@ -124,7 +110,8 @@ def scan_backward(
     dx = x.new_empty(x.shape)
     dr = dx if cell.additive else x.new_empty(x.shape)
     ds0 = x.new_empty(cell.states, B, N, H)
-    dp = x.new_empty(B, N, cell.rows - cell.gains, H, dtype=torch.float32)
+    wide = torch.promote_types(x.dtype, torch.float32)
+    dp = x.new_empty(B, N, cell.rows - cell.gains, H, dtype=wide)
     tensors = {"products": n, "doutput": doutput, "dcells": dcells, "dlast": dlast}
     tensors["scales"] = None if scale is None else scale[..., 0]
     dense = {name: native.dense(v) for name, v in tensors.items()}

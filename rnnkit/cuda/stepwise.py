@@ -1,5 +1,6 @@
-"""The stepwise form of the scan, for weights that the multiprocessors do not hold together: each
-step is one product by cuBLAS and one kernel for the rest, in a loop in C++.
+"""The stepwise form of the scan, for weights that the multiprocessors do not hold together and for
+float64: each step is one product by cuBLAS and one kernel for the rest, or two of each with an
+inner step, in a loop in C++.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ from torch import Tensor
 
 from .. import cells
 from ..native import arguments as native
-from ..native.recipes.cuda import KINDS
+from ..native.recipes.cuda import STEPWISE_KINDS
 from ..ops.sequence import Inputs
 from . import arguments
 from .arguments import Form
-from .library import Library
+from .library import Library, name_of
 
 if TYPE_CHECKING:
     from ..dispatch import Problem
@@ -35,6 +36,7 @@ class Steps(NamedTuple):
     states: int
     fed: int
     product: int
+    kept: int
 
 
 Block = ctypes.c_int64 * len(Steps._fields)
@@ -65,21 +67,16 @@ def find(functions: ctypes.CDLL, cell: str, kind: str) -> Any:
     size = functions.rnnkit_steps_size()
     if size != ctypes.sizeof(Block):
         raise OSError(f"{functions._name} takes {size} bytes of Steps")
-    name, functions.rnnkit_stepwise.restype = cells.find(cell).kernel or cell, ctypes.c_void_p
-    found = functions.rnnkit_stepwise(name.encode(), ctypes.c_int64(KINDS.index(kind)))
+    functions.rnnkit_stepwise.restype = ctypes.c_void_p
+    number = ctypes.c_int64(STEPWISE_KINDS.index(kind))
+    found = functions.rnnkit_stepwise(name_of(cell).encode(), number)
     return found and ctypes.c_void_p(found)
 
 
-def why_not(found: Library, kind: str, problem: Problem) -> str | None:
-    """Why a problem cannot run step by step; None if it can."""
-    cell = cells.find(problem.cell)
-    if cell.norm is not None or cell.normalises:
-        return f"the stepwise form has no norms, as cell {problem.cell!r} has"
-    if cell.inner is not None:
-        return f"the stepwise form has one product a step, and cell {problem.cell!r} has two"
-    if find(found.functions, problem.cell, kind) is None:
-        return f"cell {problem.cell!r} has no stepwise form"
-    largest = max(problem.B * problem.N, problem.N * cell.gates * problem.H)
+def why_not(problem: Problem) -> str | None:
+    """Why a problem of a cell that `find` finds cannot run step by step; None if it can."""
+    gates = cells.find(problem.cell).gates
+    largest = max(problem.B * problem.N, problem.N * gates * problem.H)
     if largest > MOST:
         return f"cuBLAS takes up to {MOST} rows of the batch and gates of all groups, not {largest}"
     return gemm()[1]
@@ -102,6 +99,7 @@ def run(
         "states": x.new_empty(S, B, N, H, dtype=wide),
         "fed": x.new_empty(B, N, *fed),
         "product": x.new_empty(B, N, *made, dtype=wide),
+        "kept": x.new_empty(B, N, G + 1, H, dtype=wide),
     }
     with torch.cuda.device_of(x):
         steps = Steps(handle(x), gemm()[0], **{k: v.data_ptr() for k, v in buffers.items()})

@@ -20,13 +20,13 @@ struct Run {
     const std::function<void()>* function;
     Thread* threads;
     size_t count, returned = 0;
-    std::vector<Thread*> ready[2];  // of other blocks than the slow ones; of those
+    std::vector<Thread*> ready[2];  // those that are not slow; those that are
     std::vector<std::function<void()>> events;
     Fiber caller;
     std::string failure;
     // How this run is drawn: how rarely a thread is interrupted where it could be, and how rarely a
-    // slow block goes on where another could. Evenly drawn, all blocks would be at about the same
-    // step, and what goes wrong if one is far ahead, or behind, would not show.
+    // slow one goes on where another could. Evenly drawn, all would be at about the same step, and
+    // what goes wrong if a block or warp is far ahead, or behind, would not show.
     uint64_t rarity, patience;
     uint64_t switches = 0, last_progress = 0;
 };
@@ -42,7 +42,7 @@ void happen() {
     event();
 }
 
-// Null if nobody can go on. What comes to a slow block may come before it does.
+// Null if nobody can go on. What is sent to a slow block may come before it goes on.
 Thread* any() {
     auto& [others, slow] = run->ready;
     while (others.empty() && !run->events.empty())
@@ -54,13 +54,18 @@ Thread* any() {
     return from[source.below(from.size())];
 }
 
-// No block, one, or about half of them.
+// Nobody, a block, or about half of the blocks or of the warps.
 void choose_slow(Thread* threads, size_t count) {
-    const uint64_t kind = source.below(3);
+    enum { NOBODY, BLOCK, BLOCKS, WARPS, KINDS };
+    const uint64_t kind = source.below(KINDS);
     const Block* const one = threads[source.below(count)].block;
-    for (Thread* each = threads; each < threads + count; ++each)
-        if (each->index == 0)
-            each->block->slow = kind == 1 ? each->block == one : kind == 2 && source.below(2);
+    bool slow = false;
+    for (Thread* each = threads; each < threads + count; ++each) {
+        const bool first = kind == BLOCKS ? each->index == 0 : each->index % 32 == 0;
+        if (kind == BLOCK) slow = each->block == one;
+        else if (kind != NOBODY && first) slow = source.below(2);
+        each->slow = slow;
+    }
 }
 
 std::string name(const Thread& thread) {
@@ -94,14 +99,14 @@ void switch_to(Thread* next) {
 
 void add_ready(Thread* thread) {
     thread->where = nullptr;
-    auto& ready = run->ready[thread->block->slow];
+    auto& ready = run->ready[thread->slow];
     thread->place = ready.size();
     ready.push_back(thread);
 }
 
 // Another goes on; this one does not before it is ready again.
 void leave() {
-    auto& ready = run->ready[self->block->slow];
+    auto& ready = run->ready[self->slow];
     ready[self->place] = ready.back();
     ready[self->place]->place = self->place;
     ready.pop_back();

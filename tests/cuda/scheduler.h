@@ -22,7 +22,6 @@ struct Block {
     int x, y;
     char* shared;
     Group group;
-    bool slow = false;
 };
 
 struct Thread {
@@ -31,7 +30,8 @@ struct Thread {
     Block* block;
     Group *warp, *cluster;
     Thread** stack_end;           // holds the thread, unless the stack was too small
-    size_t place = 0;             // among those that can go on
+    bool slow = false;
+    size_t place = 0;             // among those that can go on, of the slow or the others
     const char* where = nullptr;  // it waits, unless it can go on
     const void* operand = nullptr;
 };

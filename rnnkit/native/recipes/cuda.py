@@ -15,8 +15,9 @@ from typing import NamedTuple
 from .compiler import Compiler, NoLibrary, first_working
 from .recipe import Recipe
 
-# The kinds of product: kernels.cu is compiled for each.
+# The kinds of product: kernels.cu is compiled for each; and those of cuBLAS.
 KINDS = ("half", "bfloat16", "tf32", "ieee")
+STEPWISE_KINDS = (*KINDS, "double")
 
 # After $CUDA_HOME and $CUDA_PATH.
 USUAL_COMPILERS = ("nvcc", "/usr/local/cuda/bin/nvcc")

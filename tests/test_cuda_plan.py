@@ -1,0 +1,99 @@
+"""The planner's choices, as a table: no GPU or compiler is needed."""
+
+from math import ceil
+
+import pytest
+
+from rnnkit.cells import CELLS
+from rnnkit.cuda.plan import A100, FORMS, H100, KINDS, MOST_GROUPS, Gpu, Plan, Tile, plan
+
+GPUS = {"A100": A100, "H100": H100}
+SIZES = (1, 20, 160, 192, 256, 512, 768, 1024, 1536, 2048)
+BATCHES = (1, 16, 64, 256)
+
+
+@pytest.mark.parametrize("gpu", GPUS)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("plain", ["lstm", "gru_before", "lstm_norm"])
+def test_plans_cover_the_problem_and_fit(plain, kind, gpu):
+    gpu, planned = GPUS[gpu], 0
+    for backward in (False, True):
+        for H in SIZES:
+            for B in BATCHES:
+                for N in (1, 2, 12):
+                    found = plan(plain, kind, backward, H, B, N, gpu)
+                    if isinstance(found, Plan):
+                        check(found, Tile(plain, kind, found.unit_tiles, backward), H, B, N, gpu)
+                        planned += 1
+                    else:
+                        assert f"H = {H}" in found, found
+    assert planned > 100
+
+
+def check(found, tile, H, B, N, gpu):
+    blocks = found.blocks * found.slices * N
+    assert found.blocks * tile.units >= H > (found.blocks - 1) * tile.units
+    assert found.slices * found.chunks * found.columns >= B
+    assert (found.slices - 1) * found.chunks < ceil(B / found.columns)
+    assert found.shared_bytes <= gpu.shared_bytes
+    assert found.slices * N <= MOST_GROUPS
+    if found.cluster:
+        assert gpu.largest_cluster > 1 and found.blocks <= gpu.largest_cluster
+        assert blocks <= found.waves * gpu.processors
+    else:
+        assert found.waves == 1 and blocks <= gpu.processors
+
+
+@pytest.mark.parametrize("plain", CELLS)
+@pytest.mark.parametrize("form", FORMS)
+def test_no_form_needs_more_for_fewer_rows(plain, form):
+    unit_tiles, cluster = form
+    tile = Tile(plain, "bfloat16", unit_tiles, True, cluster)
+    needs = [tile.shared_bytes(256, chunks) for chunks in range(1, 5)]
+    assert needs == sorted(needs)
+
+
+# What an LSTM runs as: (cluster, blocks, slices, chunks), or None where it runs step by step.
+TABLE = {
+    ("A100", "bfloat16", 256, 64): (False, 8, 8, 1),
+    ("A100", "bfloat16", 1024, 16): (False, 64, 1, 1),
+    ("A100", "bfloat16", 2048, 16): None,
+    ("A100", "ieee", 512, 16): (False, 32, 2, 1),
+    ("A100", "ieee", 1024, 1): None,
+    ("H100", "bfloat16", 160, 16): (True, 5, 2, 1),
+    ("H100", "bfloat16", 256, 64): (True, 8, 8, 1),
+    ("H100", "bfloat16", 512, 64): (True, 16, 8, 1),
+    ("H100", "bfloat16", 512, 256): (False, 16, 8, 4),
+    ("H100", "bfloat16", 768, 64): (False, 24, 4, 2),
+    ("H100", "bfloat16", 1024, 64): (False, 32, 4, 2),
+    ("H100", "bfloat16", 2048, 16): (False, 128, 1, 1),
+    ("H100", "tf32", 256, 64): (True, 8, 8, 1),
+    ("H100", "ieee", 512, 64): (False, 32, 4, 2),
+    ("H100", "ieee", 1024, 16): (False, 64, 2, 1),
+    ("H100", "ieee", 2048, 1): None,
+}
+
+
+@pytest.mark.parametrize("problem", TABLE, ids=str)
+def test_the_table(problem):
+    name, kind, H, B = problem
+    found = plan("lstm", kind, False, H, B, 1, GPUS[name])
+    expected = TABLE[problem]
+    if expected is None:
+        assert not isinstance(found, Plan)
+    else:
+        assert isinstance(found, Plan), found
+        assert (found.cluster, found.blocks, found.slices, found.chunks) == expected
+
+
+def test_clusters_run_in_waves_where_blocks_must_not():
+    """More groups than multiprocessors: clusters do not wait for each other."""
+    found = plan("lstm", "bfloat16", False, 64, 8, 200, H100)
+    assert isinstance(found, Plan) and found.cluster and found.waves > 1
+    assert "200 groups takes" in str(plan("lstm", "bfloat16", False, 64, 8, 200, A100))
+
+
+def test_a_gpu_without_clusters_never_has_one():
+    """Not even one of a single block."""
+    found = plan("lstm", "bfloat16", False, 16, 8, 1, Gpu(0, 227 * 1024))
+    assert "0 multiprocessors" in str(found)
