@@ -57,8 +57,10 @@ def rows(args: argparse.Namespace) -> Iterator[Row]:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         compiled = pool.map(lambda case: nvcc.compile_kernels(*case), cases)
         for (target, kind), kernels in zip(cases, compiled, strict=True):
+            clusters = MODELS[GPUS[target]].gpu.largest_cluster > 1
             for kernel in kernels:
-                if kernel.cell in cells:
+                # Compiled for GPUs without clusters, their kernels are empty.
+                if kernel.cell in cells and clusters >= kernel.cluster:
                     yield from rows_of(kernel, target, kind, shapes)
 
 

@@ -31,7 +31,8 @@ class Loop:
     def products(self, block: Block) -> int:
         """Those of a block; other parts of a step have single ones of the same name."""
         found = block.count("FFMA" if self.tile.kind == "ieee" else "HMMA")
-        return found if found >= self.tile_products else 0
+        least = min(map(self.tile.rows_of, self.tile.products)) / self.tile.row_tiles
+        return found if found >= least * self.tile_products else 0
 
     def worth(self, number: int) -> int:
         """How much a block does of what no step can do without."""
@@ -49,13 +50,27 @@ class Loop:
         memory, costs what it costs on average in the blocks that take it from there.
         """
         multiply = [b for b in self.way if self.products(b)]
-        streamed = [b for b in multiply if b.count("LDS")]
-        held = [b for b in multiply if not b.count("LDS")]
+        streamed = [b for b in multiply if self.streams(b)]
+        held = [b for b in multiply if not self.streams(b)]
         other = sum(len(b.code) for b in self.way if not self.products(b))
         tiles = self.tile.tiles(H)
         from_registers = min(tiles, self.tile.held)
         from_shared = tiles - from_registers
         return round(other + from_registers * self.cost(held) + from_shared * self.cost(streamed))
+
+    def streams(self, block: Block) -> bool:
+        """Whether it takes weights from shared memory, where a cluster's operands are, too: by how
+        much it loads, and which product it is a part of.
+        """
+        each = (TILE_COLUMNS if self.tile.kind == "ieee" else 1) * self.tile.column_tiles
+        found = []
+        for gates in self.tile.products:
+            rows = self.tile.rows_of(gates)
+            tiles = self.products(block) / self.tile_products * self.tile.row_tiles / rows
+            operands, weights = tiles * each * self.tile.cluster, tiles * rows * 2
+            loads = block.count("LDS") - operands
+            found += [(abs(loads), False), (abs(loads - weights), True)]
+        return min(found)[1]
 
     def cost(self, blocks: list[Block]) -> float:
         """Instructions of a tile."""

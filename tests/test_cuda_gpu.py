@@ -1,5 +1,6 @@
 """What only a GPU shows of the CUDA kernels: streams, graphs, races, far offsets."""
 
+import math
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from problems import Kind, sample
 from test_scan import assert_same, run
 
 import rnnkit
+from rnnkit.cuda import plan
 from rnnkit.cuda import scan as cuda_scan
 from rnnkit.cuda.plan import Gpu
 from rnnkit.ops.scan import scan
@@ -23,11 +25,17 @@ CELLS = ["gru", "lstm"]
 DTYPES = [torch.float16, torch.bfloat16, torch.float32]
 
 
-@pytest.fixture(params=["persistent", "stepwise"])
+@pytest.fixture(params=["through L2", "in clusters", "stepwise"])
 def form(request, monkeypatch):
-    """The other on a GPU that has no room for the first."""
+    """The last on a GPU that has no room for the others."""
     if request.param == "stepwise":
         monkeypatch.setattr(cuda_scan, "gpu_of", lambda device: Gpu(0, 0))
+        return
+    cluster = request.param == "in clusters"
+    if cluster and cuda_scan.gpu_of(torch.device("cuda", 0)).largest_cluster < 16:
+        pytest.skip("the GPU has no clusters of 16 blocks")
+    monkeypatch.setattr(plan, "FORMS", [(1, cluster)])
+    monkeypatch.setattr(plan, "START_CYCLES", math.inf)  # no steps by cuBLAS
 
 
 def problem(cell, dtype=torch.bfloat16, device="cuda", **kwargs):
@@ -45,7 +53,7 @@ def same(found, expected):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("plain", CELLS)
-def test_many_times_the_same(plain, dtype):
+def test_many_times_the_same(plain, dtype, form):
     """A race between blocks would show in some of hundreds of repetitions."""
     inputs = problem(plain, dtype, lengths=tuple(range(1, 21)) * 2)
     expected = call(inputs)

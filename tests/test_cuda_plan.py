@@ -3,8 +3,10 @@
 from math import ceil
 
 import pytest
+import torch
 
 from rnnkit.cells import CELLS
+from rnnkit.cuda import scan, stepwise
 from rnnkit.cuda.plan import A100, FORMS, H100, KINDS, MOST_GROUPS, Gpu, Plan, Tile, plan
 
 GPUS = {"A100": A100, "H100": H100}
@@ -97,3 +99,18 @@ def test_a_gpu_without_clusters_never_has_one():
     """Not even one of a single block."""
     found = plan("lstm", "bfloat16", False, 16, 8, 1, Gpu(0, 227 * 1024))
     assert "0 multiprocessors" in str(found)
+
+
+@pytest.mark.parametrize("possible", [True, False])
+def test_large_batches_go_step_by_step(monkeypatch, possible):
+    """By the model, where cuBLAS can be called."""
+    monkeypatch.setattr(scan, "gpu_of", lambda device: H100)
+    monkeypatch.setattr(stepwise, "gemm", lambda: (1, None if possible else "no cuBLAS"))
+
+    def persistent(cell, H, B):
+        sizes = ("bfloat16", False, H, B, 1, torch.device("cpu"))
+        return isinstance(scan.plan_of(cell, *sizes), Plan)
+
+    assert all(persistent("lstm", H, B) for H, B in [(160, 64), (512, 64), (512, 256), (1024, 64)])
+    assert persistent("lstm", 1024, 256) != possible
+    assert persistent("lstm_norm", 1024, 256)

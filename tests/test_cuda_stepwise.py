@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import DEVICE_NAME
 from cuda_harness import (
+    ARCHITECTURES,
     CSRC,
     EMULATION,
     Fault,
@@ -103,10 +104,15 @@ def same(found, expected):
     return all(torch.equal(found[name], v) for name, v in expected.items())
 
 
+# One architecture takes as long as many tests.
+TARGETS = [pytest.param(v, marks=[pytest.mark.slow] * (v != "sm_90")) for v in ARCHITECTURES]
+
+
 @compiles_for_gpus
-def test_it_compiles_for_gpus_and_stays_in_registers(tmp_path):
+@pytest.mark.parametrize("target", TARGETS)
+def test_it_compiles_for_gpus_and_stays_in_registers(tmp_path, target):
     strict = "-Xptxas=-warn-spills,-warn-lmem-usage,-Werror"
-    compile_for_gpus(tmp_path, [(CSRC / "cuda" / "stepwise.cu", strict)])
+    compile_for_gpus(tmp_path, [(CSRC / "cuda" / "stepwise.cu", strict)], [target])
 
 
 @pytest.mark.parametrize("kind", EVERY)

@@ -46,7 +46,7 @@ def test_a_path_misses_nothing_that_is_worth_something():
 
 def test_arguments_are_known_by_their_place():
     code = sass.functions(CODE)["kernel"]
-    kernel = nvcc.Kernel("lstm", 1, False, {}, code)
+    kernel = nvcc.Kernel("lstm", 1, False, False, {}, code)
     assert [kernel.arguments_of(block) for block in code.blocks[:3]] == [set(), set(), {"T"}]
 
 

@@ -115,6 +115,8 @@ template <int COLUMNS> struct ClusterExchange {
     DEVICE void share(int chunk, const char* own, int apart, int last, int all, int lane) {
         constexpr int pieces = BYTES / sizeof(uint4), each = PARTS * pieces;
         synchronise_warp();
+        // Unrolled, its addresses would take registers.
+#pragma unroll 1
         for (int i = lane; i < each * (blocks_x() - 1); i += LANES) {
             const int k = i % each, from = k % pieces * int(sizeof(uint4));
             const char* const piece = own + k / pieces * apart + from;
@@ -128,6 +130,7 @@ template <int COLUMNS> struct ClusterExchange {
         uint2 words;
         memcpy(&words, &value, sizeof words);
         if (lane == 0) *place = value;
+#pragma unroll 1
         for (int i = lane; i < blocks_x() - 1; i += LANES) send(chunk, place, words, i);
         expected += COLUMNS * (blocks_x() - 1) * int(sizeof value);
     }

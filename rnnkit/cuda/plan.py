@@ -49,6 +49,10 @@ NEIGHBOURS = 16
 # since a word takes 180 there (Luo et al. 2024, arXiv 2402.13499), within a cluster.
 TILE_CYCLES = {"half": 64, "bfloat16": 64, "tf32": 64, "ieee": 128}
 STEP_CYCLES, HANDOVER_CYCLES = 600, {False: 1100, True: 400}
+# The same of a step by cuBLAS: of starting a kernel. In a cycle, floating-point operations of a
+# multiprocessor, at half of what the GPU can, and bytes that come from L2.
+START_CYCLES, L2_BYTES = 2300, 3000
+OPERATIONS = {"half": 2048, "bfloat16": 2048, "tf32": 1024, "ieee": 128}
 
 
 class Plan(NamedTuple):
@@ -128,9 +132,8 @@ class Tile(NamedTuple):
 
     def tiles(self, H: int, gates: int | None = None) -> int:
         """Tiles of the inner dimension that a warp has, of all gates or of those of one product."""
-        size = 2 if self.kind in ("half", "bfloat16") else 4
         depth = ceil(H / 8) * 8 * ((gates or self.equations.gates) if self.backward else 1)
-        return ceil(depth * size / (WARPS * TILE_BYTES))
+        return ceil(depth * size_of(self.kind) / (WARPS * TILE_BYTES))
 
     def pitch(self, H: int) -> int:
         cell, batch = self.equations, self.batch
@@ -217,6 +220,21 @@ def plan(cell: str, kind: str, backward: bool, H: int, B: int, N: int, gpu: Gpu)
     # What a larger GPU would run, rather than what a newer one would.
     reasons = [v for v, tile in zip(found, tiles, strict=True) if not tile.cluster] or found
     return min(plans, key=lambda v: (v.cycles, v.blocks)) if plans else str(reasons[-1])
+
+
+def stepwise_cycles(cell: str, kind: str, H: int, B: int, N: int, gpu: Gpu) -> float:
+    """Of a step by cuBLAS and a kernel for the rest, by the model above."""
+    found = find(cell)
+    starts = 2 if found.inner is None else 4
+    weights = N * found.gates * H * H
+    multiply = 2 * B * weights / (OPERATIONS[kind] * max(gpu.processors, 1))
+    load = weights * size_of(kind) / L2_BYTES
+    return starts * START_CYCLES + max(multiply, load)
+
+
+def size_of(kind: str) -> int:
+    """Bytes of an operand."""
+    return 2 if kind in ("half", "bfloat16") else 4
 
 
 def kind_of(dtype: torch.dtype, precision: str) -> str | None:

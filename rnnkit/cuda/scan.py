@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..cells import find
 from ..native import arguments as native
 from ..ops.allocate import allocate
 from ..ops.sequence import Inputs
@@ -15,7 +16,7 @@ from ..precision import precision_of
 from . import library, stepwise
 from .arguments import Block, Form
 from .library import name_of
-from .plan import Gpu, Plan, kind_of, plan
+from .plan import Gpu, Plan, kind_of, plan, stepwise_cycles
 
 if TYPE_CHECKING:
     from ..dispatch import Problem
@@ -41,16 +42,27 @@ def why_not(problem: Problem) -> str | None:
         return f"its kernels run on {found.device!r}, not on {problem.device.type!r}"
     if stepwise.find(found.functions, problem.cell, kind) is None:
         return f"cell {problem.cell!r} has no C++ equations"
-    planned = plan_of(problem, kind)
+    sizes = (problem.H, problem.B, problem.N)
+    planned = plan_of(problem.cell, kind, problem.backward, *sizes, problem.device)
     if isinstance(planned, Plan):
         return None
-    reason = stepwise.why_not(problem)
+    reason = stepwise.why_not(problem.cell, *sizes)
     return reason and f"{planned}; and step by step: {reason}"
 
 
-def plan_of(problem: Problem, kind: str) -> Plan | str:
-    sizes = (problem.H, problem.B, problem.N, gpu_of(problem.device))
-    return plan(problem.cell, kind, problem.backward, *sizes)
+def plan_of(
+    cell: str, kind: str, backward: bool, H: int, B: int, N: int, device: torch.device
+) -> Plan | str:
+    """How one launch is shared out; or why all steps are launched one by one."""
+    gpu, equations = gpu_of(device), find(cell)
+    found = plan(cell, kind, backward, H, B, N, gpu)
+    # A norm's rows have one block each there, which small batches do not fill a GPU with.
+    plain = equations.norm is None and not equations.normalises
+    if isinstance(found, str) or not plain or stepwise.why_not(cell, H, B, N):
+        return found
+    if found.cycles <= stepwise_cycles(cell, kind, H, B, N, gpu):
+        return found
+    return f"B = {B} rows take less time so, by the planner's model"
 
 
 def note(problem: Problem) -> str | None:
@@ -59,9 +71,10 @@ def note(problem: Problem) -> str | None:
         return None
     kind = kind_of(problem.dtype, precision_of(problem.dtype))
     assert kind is not None
-    p = plan_of(problem, kind)
+    sizes = (problem.H, problem.B, problem.N)
+    p = plan_of(problem.cell, kind, problem.backward, *sizes, problem.device)
     if isinstance(p, str):
-        return f"a product by cuBLAS and a kernel for each step: {p}"
+        return f"products by cuBLAS, and kernels for the rest, of each step: {p}"
     blocks = f"a cluster of {p.blocks}" if p.cluster else str(p.blocks)
     return (
         f"{blocks} blocks share a group's units, {p.slices} such groups of blocks the batch, in "
@@ -130,7 +143,7 @@ def launch(
     found, reason = library.find(x.device)
     kind = kind_of(x.dtype, precision_of(x.dtype))
     assert found is not None and kind is not None, reason
-    chosen = plan(inputs.cell, kind, backward, H, B, N, gpu_of(x.device))
+    chosen = plan_of(inputs.cell, kind, backward, H, B, N, x.device)
     if isinstance(chosen, Plan):
         run(found, chosen, kind, inputs, backward, tensors, more)
     else:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ctypes
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,9 +19,6 @@ from ..ops.sequence import Inputs
 from . import arguments
 from .arguments import Form
 from .library import Library, name_of
-
-if TYPE_CHECKING:
-    from ..dispatch import Problem
 
 PRODUCT = "cublasGemmStridedBatchedEx"
 # What cuBLAS takes as the distance of two rows, and CUDA as the blocks of a grid: C's int.
@@ -73,10 +70,9 @@ def find(functions: ctypes.CDLL, cell: str, kind: str) -> Any:
     return found and ctypes.c_void_p(found)
 
 
-def why_not(problem: Problem) -> str | None:
+def why_not(cell: str, H: int, B: int, N: int) -> str | None:
     """Why a problem of a cell that `find` finds cannot run step by step; None if it can."""
-    gates = cells.find(problem.cell).gates
-    largest = max(problem.B * problem.N, problem.N * gates * problem.H)
+    largest = max(B * N, N * cells.find(cell).gates * H)
     if largest > MOST:
         return f"cuBLAS takes up to {MOST} rows of the batch and gates of all groups, not {largest}"
     return gemm()[1]
