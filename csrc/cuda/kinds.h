@@ -13,9 +13,10 @@ constexpr int TILE_BYTES = 64;    // of a row: what a warp multiplies at once
 constexpr int TILE_ROWS = 16;     // of weights
 constexpr int TILE_COLUMNS = 8;   // rows of the batch
 
-// A lane's part of a tile of weights: 16 bytes of row lane() / 4, and of the one 8 below.
+// A lane's part of a tile of weights: 16 bytes of row lane() / 4, and of the one 8 below, in an order
+// that is the kind's.
 struct Fragment {
-    uint32_t upper[4], lower[4];
+    uint32_t halves[2][4];
 };
 
 // Products by the matrix units, summed in float. float itself is rounded to TF32 by who makes the
@@ -37,12 +38,13 @@ template <class T> struct MatrixUnits {
                                                               + lane() % 4 * 16))};
     }
 
+    // Of the k-th word of a fragment's row: mma<S> takes half of both rows, from registers in a row.
+    DEVICE static constexpr int place(bool lower, int k) { return k / 2 * 4 + k % 2 * 2 + lower; }
+
     DEVICE static void multiply(float (&sum)[sums], const Fragment& w, const Operand& v) {
-        const uint32_t first[4] = {w.upper[0], w.lower[0], w.upper[1], w.lower[1]};
-        const uint32_t second[4] = {w.upper[2], w.lower[2], w.upper[3], w.lower[3]};
         const uint32_t low[2] = {v.words.x, v.words.y}, high[2] = {v.words.z, v.words.w};
-        mma<S>(sum, first, low);
-        mma<S>(sum, second, high);
+        mma<S>(sum, w.halves[0], low);
+        mma<S>(sum, w.halves[1], high);
     }
 
     DEVICE static void finish(const float (&sum)[sums], float (&found)[4]) {
@@ -71,6 +73,9 @@ struct FullPrecision {
         return found;
     }
 
+    // One row after the other, of which few words are needed at once.
+    DEVICE static constexpr int place(bool lower, int k) { return lower * 4 + k; }
+
     DEVICE static float real(uint32_t bits) {
         float value;
         memcpy(&value, &bits, sizeof value);
@@ -84,8 +89,8 @@ struct FullPrecision {
             const float q[4] = {real(u.x), real(u.y), real(u.z), real(u.w)};
 #pragma unroll
             for (int k = 0; k < 4; ++k) {
-                sum[n] += real(w.upper[k]) * q[k];
-                sum[TILE_COLUMNS + n] += real(w.lower[k]) * q[k];
+                sum[n] += real(w.halves[0][k]) * q[k];
+                sum[TILE_COLUMNS + n] += real(w.halves[1][k]) * q[k];
             }
         }
     }

@@ -71,21 +71,20 @@ template <class Kind, int ROW_TILES, int COLUMN_TILES, int HELD> struct Product 
 #pragma unroll 1
             for (int m = 0; m < ROW_TILES; ++m) {
                 const Fragment found = fragment(k, m, weight);
-                uint4 upper, lower;
-                memcpy(&upper, found.upper, sizeof upper);
-                memcpy(&lower, found.lower, sizeof lower);
+                uint4 halves[2];
+                memcpy(halves, found.halves, sizeof halves);
                 uint4* const place = to + ((k - first) * ROW_TILES + m) * 2 * 32 + lane();
-                place[0] = upper;
-                place[32] = lower;
+                place[0] = halves[0];
+                place[32] = halves[1];
             }
     }
 
     DEVICE static void take(const uint4* from, Fragment (&w)[ROW_TILES]) {
 #pragma unroll
         for (int m = 0; m < ROW_TILES; ++m) {
-            const uint4 upper = from[m * 2 * 32 + lane()], lower = from[m * 2 * 32 + lane() + 32];
-            memcpy(w[m].upper, &upper, sizeof upper);
-            memcpy(w[m].lower, &lower, sizeof lower);
+            const uint4* const place = from + m * 2 * 32 + lane();
+            const uint4 halves[2] = {place[0], place[32]};
+            memcpy(w[m].halves, halves, sizeof halves);
         }
     }
 
@@ -100,8 +99,12 @@ template <class Kind, int ROW_TILES, int COLUMN_TILES, int HELD> struct Product 
             lower[j] = operand<Kind>(weight(row + 8, first + j));
         }
         Fragment found;
-        memcpy(found.upper, upper, 16);
-        memcpy(found.lower, lower, 16);
+        uint32_t* const words = reinterpret_cast<uint32_t*>(found.halves);
+#pragma unroll
+        for (int k = 0; k < 4; ++k) {
+            memcpy(words + Kind::place(false, k), upper + k * count / 4, 4);
+            memcpy(words + Kind::place(true, k), lower + k * count / 4, 4);
+        }
         return found;
     }
 
