@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import subprocess
+import time
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from typing import Any
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
+# What a measurement depends on; rows, figures and pages change after every one.
+MEASURED = ("rnnkit", "csrc", "benchmarks/*.py")
 
 
 def output_of(*command: str) -> str | None:
@@ -34,8 +37,10 @@ def processor() -> str:
 
 
 def commit() -> str | None:
-    """The checkout's commit, "-dirty" if files differ from it; None outside of git."""
-    return output_of("git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*")
+    """The checkout's commit, "-dirty" if what runs differs from it; None outside of git."""
+    found = output_of("git", "rev-parse", "--short=12", "HEAD")
+    changed = output_of("git", "diff", "--name-only", "HEAD", "--", *MEASURED)
+    return f"{found}-dirty" if found and changed else found
 
 
 def version(package: str) -> str | None:
@@ -43,6 +48,10 @@ def version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="milliseconds")
 
 
 def facts(device: torch.device) -> dict[str, Any]:
@@ -54,8 +63,10 @@ def facts(device: torch.device) -> dict[str, Any]:
         "triton": version("triton"),
         "python": platform.python_version(),
         "commit": commit(),
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "date": now(),
     }
+    if device.type == "cpu":
+        found |= {"gflops": gflops()}
     if device.type == "cuda":
         found["device"] = torch.cuda.get_device_name(device)
         found |= {
@@ -64,6 +75,16 @@ def facts(device: torch.device) -> dict[str, Any]:
             "driver": driver(),
         }
     return found
+
+
+def gflops() -> float:
+    """What products of large float32 matrices reach on the CPU, which no layer exceeds."""
+    a, seconds = torch.randn(1024, 1024), []
+    for _ in range(8):
+        start = time.perf_counter()
+        a @ a
+        seconds.append(time.perf_counter() - start)
+    return round(2 * 1024**3 / min(seconds) / 1e9, 1)
 
 
 def driver() -> str | None:

@@ -1,10 +1,12 @@
-"""All that half an hour of a GPU should tell, in one folder: tests, times, compiled kernels.
+"""All that a few minutes of a GPU should tell, in one folder: tests, times, compiled kernels.
 
-    python3 -m benchmarks.gpu --out DIR [--budget SECONDS]
+    python3 -m benchmarks gpu --out DIR [--budget SECONDS]
 
-Needs a checkout and a python3 with torch, triton, numpy and pytest; nothing is installed. Each
-step runs in its own process, so that one that crashes or hangs does not take the others along.
-The exit status is 1 if a test or a benchmark failed, and 2 without a CUDA device.
+Builds the kernels, runs the tests, the benchmarks, compute-sanitizer (where there is one) on small
+scans, and the compile figures. Needs a checkout and a python3 with torch, triton, numpy and pytest;
+nothing is installed. Each step runs in its own process, so that one that crashes or hangs does not
+take the others along. The exit status is 1 if a test, a benchmark or the sanitizer failed, and 2
+without a CUDA device.
 """
 
 from __future__ import annotations
@@ -25,14 +27,26 @@ from pathlib import Path
 import torch
 
 from .facts import ROOT, facts, output_of
+from .rows import read
 from .table import failures, table
 
-FILES = ("environment.txt", "tests.log", "rnn.jsonl", "rnn.log", "static.txt", "summary.txt")
-# Shares of the budget: of the tests at most, and of the times.
-TESTS, TIMES = 0.5, 0.375
+FILES = (
+    "environment.txt",
+    "build.log",
+    "tests.log",
+    "times.jsonl",
+    "times.log",
+    "sanitizer.log",
+    "static.txt",
+    "summary.txt",
+)
+# Shares of the budget, each at most.
+BUILD, TESTS, TIMES, SANITIZER = 0.2, 0.4, 0.4, 0.1
+# The test that has compute-sanitizer watch the CUDA kernels on small scans.
+WATCHED = "tests/test_cuda_gpu.py::test_the_kernels_are_clean"
 # Seconds for a process to end after an interrupt, and for one past its own budget to finish a row.
 GRACE, LAST_ROW = 15.0, 60.0
-# Static needs at least these many seconds to say something.
+# A step needs at least these many seconds to say something.
 LEAST = 20.0
 SHOWN = 20
 
@@ -89,15 +103,13 @@ def step(arguments: list[str], log: Path, seconds: float) -> int | None:
 def environment() -> str:
     """What the machine has, as text."""
     parts = [json.dumps(facts(torch.device("cuda")), indent=2)]
-    if importlib.util.find_spec("rnnkit.__main__") is not None:
-        parts.append(output_of(sys.executable, "-m", "rnnkit") or "python -m rnnkit: failed")
     parts.append(output_of("nvidia-smi") or "nvidia-smi: not found")
     parts.append(f"{torch.cuda.get_device_properties(0)}")
     return "\n\n".join(parts) + "\n"
 
 
 def target() -> str:
-    """The device's architecture, as benchmarks.static names it."""
+    """The device's architecture, as `benchmarks static` names it."""
     if torch.version.hip is not None:
         return str(torch.cuda.get_device_properties(0).gcnArchName).split(":")[0]
     return "sm_{}{}".format(*torch.cuda.get_device_capability())
@@ -106,6 +118,7 @@ def target() -> str:
 def test_arguments() -> list[str]:
     """The tests on the device; by several workers where the plugin for it is installed."""
     arguments = ["pytest", "tests", "-q", "-m", "gpu or not slow", "--durations", "10"]
+    arguments += ["--deselect", WATCHED]
     # A stack trace tells where a kernel hangs.
     arguments += ["-o", "faulthandler_timeout=60"]
     # What tests compile is kept there, and the checkout may be read-only.
@@ -121,17 +134,19 @@ def outcome(status: int | None) -> str:
 
 def test_lines(status: int | None, log: Path) -> list[str]:
     """The counts, and the first of the failures."""
+    if not log.exists():
+        return [f"{log.stem}: left out, no time was left"]
     lines = log.read_text(errors="replace").splitlines()
     counts = [line for line in lines if re.search(r"\d+ (passed|failed|skipped|error).* in ", line)]
     failed = [line for line in lines if re.match("(FAILED|ERROR) ", line)]
     more = [f"and {len(failed) - SHOWN} more: {log}"] if len(failed) > SHOWN else []
     count = counts[-1].strip("= ") if counts else f"no counts: see {log}"
-    return [f"tests: {count} ({outcome(status)})", *failed[:SHOWN], *more]
+    return [f"{log.stem}: {count} ({outcome(status)})", *failed[:SHOWN], *more]
 
 
 def time_lines(status: int | None, stored: Path, log: Path) -> list[str]:
     """The table of the rows that were stored, the failures, and the count of those left out."""
-    rows = [json.loads(line) for line in stored.read_text().splitlines()] if stored.exists() else []
+    rows = read(stored)
     logged = log.read_text(errors="replace").splitlines()
     left = [line for line in logged if line.startswith(("left out", "absent"))]
     failed = [f"failed: {line}" for line in failures(rows)]
@@ -139,6 +154,8 @@ def time_lines(status: int | None, stored: Path, log: Path) -> list[str]:
 
 
 def static_lines(status: int | None, log: Path) -> list[str]:
+    if not log.exists():
+        return ["static: left out, no time was left"]
     lines = log.read_text(errors="replace").splitlines()
     return [f"static: {lines[-1] if lines else 'no output'} ({outcome(status)})"]
 
@@ -147,38 +164,39 @@ def steps(out: Path, budget: float) -> tuple[list[str], bool]:
     """Runs all steps that the budget allows: the summary's lines, and whether all went well."""
     end = time.monotonic() + budget
 
-    def left() -> float:
-        return end - time.monotonic()
+    def run(log: str, share: float, *arguments: str) -> int | None:
+        seconds = min(share * budget, end - time.monotonic())
+        return step(list(arguments), out / log, seconds) if seconds > LEAST else None
 
     (out / "environment.txt").write_text(environment())
-    tests = step(test_arguments(), out / "tests.log", TESTS * budget)
-    lines = test_lines(tests, out / "tests.log")
-
-    stored, log = out / "rnn.jsonl", out / "rnn.log"
-    seconds = max(0.0, min(TIMES * budget, left() - GRACE))
-    arguments = ["benchmarks.rnn", "--device", "cuda", "--budget", f"{seconds:.0f}"]
-    times = step([*arguments, "--out", str(stored)], log, seconds + LAST_ROW)
+    # What works here; to ask builds the kernels, once for all that follows.
+    build = run("build.log", BUILD, "rnnkit")
+    tests = run("tests.log", TESTS, *test_arguments())
+    seconds = max(0.0, min(TIMES * budget, end - time.monotonic() - GRACE))
+    stored, log = out / "times.jsonl", out / "times.log"
+    arguments = ["benchmarks", "run", "--device", "cuda", "--out", str(stored)]
+    times = step([*arguments, "--budget", f"{seconds:.0f}"], log, seconds + LAST_ROW)
+    watched = run("sanitizer.log", SANITIZER, "pytest", WATCHED, "-q", "-rs")
+    compile_for = ("--targets", target(), "--dtypes", "bf16", "fp32")
+    static = run("static.txt", 1.0, "benchmarks", "static", *compile_for)
+    lines = [f"build: {outcome(build)}", *test_lines(tests, out / "tests.log")]
     lines += time_lines(times, stored, log)
-
-    if left() > LEAST:
-        arguments = ["benchmarks.static", "--targets", target(), "--dtypes", "bf16", "fp32"]
-        status = step(arguments, out / "static.txt", left())
-        lines += static_lines(status, out / "static.txt")
-    else:
-        lines.append("static: left out, no time was left")
-    return lines, tests == 0 and times == 0
+    lines += test_lines(watched, out / "sanitizer.log")
+    lines += static_lines(static, out / "static.txt")
+    # The sanitizer is slow: not to end in time is no failure.
+    return lines, tests == 0 and times == 0 and watched in (0, None)
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python3 -m benchmarks.gpu", description=(__doc__ or "").splitlines()[0]
+        prog="python3 -m benchmarks gpu", description=(__doc__ or "").splitlines()[0]
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for logs and results")
     parser.add_argument("--budget", type=float, default=480.0, help="seconds (default 480)")
     args = parser.parse_args(argv)
     if not torch.cuda.is_available():
         found = f"torch {torch.__version__} finds no CUDA device"
-        print(f"benchmarks.gpu: {found}, and this measures one", file=sys.stderr)
+        print(f"benchmarks gpu: {found}, and this measures one", file=sys.stderr)
         return 2
     out = args.out.resolve()
     out.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
 """How the CUDA kernels would share out a step on GPUs that need not be here, or why they cannot.
 
-    python -m benchmarks.plan [--cell lstm] [--gpus H100 ...] [--kinds bfloat16 ...]
+    python -m benchmarks plan [--cell lstm] [--gpus H100 ...] [--kinds bfloat16 ...]
 
 One line a problem: the planner's choice (rnnkit/cuda/plan.py), how much of the weights stays in
 registers, and what the planner's model says of a step, which compares plans and is no measurement.

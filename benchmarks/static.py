@@ -1,6 +1,6 @@
 """Compiles every kernel for GPUs that need not be here, and tabulates what came out.
 
-    python -m benchmarks.static [--operators scan ...] [--targets sm_90 ...] [--dtypes bf16 ...]
+    python -m benchmarks static [--operators scan ...] [--targets sm_90 ...] [--dtypes bf16 ...]
 
 Registers, stack and shared memory are the compiler's own figures; the kernels of csrc/cuda need
 nvcc, and are skipped without it. The exit status is 1 if a kernel uses stack or more shared memory
@@ -19,7 +19,7 @@ from typing import Any
 from rnnkit.cells import CELLS
 from rnnkit.triton.cells import equations
 
-from .static_targets import DTYPES, TARGETS, fails, measure
+from .static_targets import DTYPES, TARGETS, fails, measure, spills
 
 # Each has a module benchmarks.static_OPERATOR. Kernels in Triton have launches(args): what is
 # compiled ("target", "dtype", "backward" and what else there is), each with its launch. Others have
@@ -37,12 +37,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--sizes", nargs="+", type=int, help="H of a scan or cuda, N of layer_norm")
     parser.add_argument("--json", action="store_true", help="print one JSON object a line")
     args = parser.parse_args(arguments)
-    bad = count = 0
+    bad = spilled = count = 0
     for operator in args.operators:
         for row in rows(operator, args):
-            count, bad = count + 1, bad + fails(row)
+            count, bad, spilled = count + 1, bad + fails(row), spilled + spills(row)
             print(json.dumps(row) if args.json else line(row), flush=True)
-    print(f"{count} kernels, {bad} with stack or too much shared memory", file=sys.stderr)
+    large = f"{bad - spilled} more with too much shared memory"
+    print(f"{count} kernels, {spilled} that spill, {large}", file=sys.stderr)
     return int(bad > 0) if count else 2
 
 

@@ -1,4 +1,4 @@
-"""The kernels of the causal convolution that `benchmarks.static` compiles."""
+"""The kernels of the causal convolution that `benchmarks static` compiles."""
 
 from __future__ import annotations
 

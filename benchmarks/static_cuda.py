@@ -1,4 +1,4 @@
-"""The kernels of csrc/cuda that `benchmarks.static` compiles, and what a step of theirs takes.
+"""The kernels of csrc/cuda that `benchmarks static` compiles, and what a step of theirs takes.
 
 fit: blocks of a multiprocessor. Of the loop over time, body: all instructions; local: those that
 use local memory; issued: those that a warp runs for a step of one chunk where no optional argument
@@ -23,22 +23,16 @@ from rnnkit.native.recipes import NoLibrary
 from rnnkit.native.recipes.cuda import KINDS
 
 from . import nvcc
+from .floors import FLOORS
 from .plan import MODELS, microseconds
-from .static_targets import DTYPES, TARGETS
+from .static_targets import DTYPES, TARGETS, fit
 from .time_loop import Loop
 
 Row = dict[str, Any]
 GPUS = {"sm_80": "A100", "sm_90": "H100", "sm_100": "B200"}
-# By (B, H): us of a step of a good LSTM of 16 bits on an H100, forward and backward (derived).
-FLOORS = {
-    (64, 256): (0.67, 0.81),
-    (64, 512): (1.21, 1.56),
-    (64, 1024): (2.5, 4.0),
-    (256, 512): (2.2, 2.9),
-}
+# (B, H).
+SHAPES = [(64, 256), (64, 512), (64, 1024), (256, 512)]
 SHORT = ("half", "bfloat16")
-# Registers and threads of a multiprocessor; what it keeps of shared memory for each block.
-REGISTERS, MOST_THREADS, RESERVED = 65536, 2048, 1024
 
 
 def rows(args: argparse.Namespace) -> Iterator[Row]:
@@ -53,7 +47,7 @@ def rows(args: argparse.Namespace) -> Iterator[Row]:
         print(f"cuda: skipped {', '.join(unknown)}, which nvcc does not know", file=sys.stderr)
     cases = [case for case in product(targets, kinds_of(args.dtypes)) if case[0] in known]
     cells = {find(name).kernel or name for name in args.cells}
-    shapes = [(64, H) for H in args.sizes] if args.sizes else list(FLOORS)
+    shapes = [(64, H) for H in args.sizes] if args.sizes else SHAPES
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         compiled = pool.map(lambda case: nvcc.compile_kernels(*case), cases)
         for (target, kind), kernels in zip(cases, compiled, strict=True):
@@ -85,16 +79,9 @@ def rows_of(
         row |= {"backward": kernel.backward}
         row |= {"warps": WARPS, "registers": figures["registers"], "stack": figures["stack"]}
         row |= {"shared": shared, "limit": TARGETS[target].shared}
-        row |= {"fit": fit(figures["registers"], shared, TARGETS[target].shared)}
+        row |= {"fit": fit(figures["registers"], shared, TARGETS[target].shared, 32 * WARPS)}
         row |= {"spilled": figures["stores"] + figures["loads"], **loop.figures(H)}
         yield row | (times(row, chosen) if isinstance(chosen, Plan) else {"reason": chosen})
-
-
-def fit(registers: int, shared: int, limit: int) -> int:
-    """Blocks that fit on a multiprocessor at once."""
-    threads = 32 * WARPS
-    by_registers = REGISTERS // (-(-registers // 8) * 8 * threads)
-    return min(by_registers, (limit + RESERVED) // (shared + RESERVED), MOST_THREADS // threads)
 
 
 def times(row: Row, chosen: Plan) -> Row:

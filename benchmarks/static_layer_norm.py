@@ -1,4 +1,4 @@
-"""The kernels of layer normalisation that `benchmarks.static` compiles."""
+"""The kernels of layer normalisation that `benchmarks static` compiles."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The kernels of WaveNet's blocks that `benchmarks.static` compiles, and the bytes that they move.
+"""The kernels of WaveNet's blocks that `benchmarks static` compiles, and the bytes that they move.
 
 Bytes a step of one row of the batch: of a kernel, what it reads and writes of tensors that have a
 time, each once; of torch's own operations on the same block, every operation's inputs and results.

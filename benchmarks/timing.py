@@ -15,15 +15,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Plan", "Result", "error_bound", "measure", "on_cpu", "on_cuda", "worst"]
+__all__ = ["Plan", "Result", "Tensors", "error_bound", "measure", "on_cpu", "on_cuda", "worst"]
 
 Tensors = dict[str, Tensor]
+# What computes a result; one in another process has time(calls), the seconds that they take there.
 Call = Callable[[], Tensors]
 # Seconds that a function takes for a number of calls, one after the other.
 Timer = Callable[[Callable[[], object], int], float]
 
 WARM_CALLS = 3
 MOST_CALLS = 1 << 16
+# A call that takes so many turns is one.
+LONG_TURNS = 4
 
 
 class Plan(NamedTuple):
@@ -126,27 +129,39 @@ def judge(name: str, call: Call, expected: Tensors, bound: float, timer: Timer) 
     return result
 
 
+def seconds_of(call: Call, calls: int, timer: Timer) -> float:
+    """The seconds of some calls, by the timer or by the process in which they run."""
+    elsewhere = getattr(call, "time", None)
+    return timer(call, calls) if elsewhere is None else float(elsewhere(calls))
+
+
 class Turn(NamedTuple):
-    """One provider's turn: samples, each of some calls."""
+    """One provider's turn: samples, each of some calls. warm: whether a call warms the caches again
+    before them, as a long call does not need.
+    """
 
     call: Call
     calls: int
     samples: int
+    warm: bool
 
     def take(self, timer: Timer) -> list[float]:
-        """The seconds per call of each sample, after a call that warms the caches again."""
-        timer(self.call, 1)
-        return [timer(self.call, self.calls) / self.calls for _ in range(self.samples)]
+        """The seconds per call of each sample."""
+        if self.warm:
+            seconds_of(self.call, 1, timer)
+        samples = range(self.samples)
+        return [seconds_of(self.call, self.calls, timer) / self.calls for _ in samples]
 
 
 def prepare(call: Call, timer: Timer, plan: Plan) -> Turn:
     """Warms up and finds how many calls make a sample, and how many samples make a turn."""
     for _ in range(WARM_CALLS):
-        timer(call, 1)
+        if seconds_of(call, 1, timer) > LONG_TURNS * plan.turn:
+            return Turn(call, 1, 1, False)
     calls = 1
-    while (seconds := timer(call, calls)) < plan.sample and calls < MOST_CALLS:
+    while (seconds := seconds_of(call, calls, timer)) < plan.sample and calls < MOST_CALLS:
         calls *= 2
-    return Turn(call, calls, max(1, int(plan.turn / max(seconds, plan.sample))))
+    return Turn(call, calls, max(1, int(plan.turn / max(seconds, plan.sample))), True)
 
 
 def measure(
@@ -155,6 +170,7 @@ def measure(
     bound: float,
     timer: Timer = on_cpu,
     plan: Plan | None = None,
+    checks: dict[str, Call] | None = None,
 ) -> list[Result]:
     """Judges all providers and times those that are right; the first is the baseline.
 
@@ -164,9 +180,10 @@ def measure(
         bound: the largest relative error of a right result.
         timer: how calls are timed, for the device they run on.
         plan: how long to measure.
+        checks: what is judged in place of a provider whose own calls return nothing to judge.
     """
-    plan = plan or Plan()
-    results = {name: judge(name, call, expected, bound, timer) for name, call in providers.items()}
+    plan, judged = plan or Plan(), providers | (checks or {})
+    results = {name: judge(name, call, expected, bound, timer) for name, call in judged.items()}
     right = {name: call for name, call in providers.items() if results[name].failure is None}
     turns = {name: prepare(call, timer, plan) for name, call in right.items()}
     for _ in range(plan.rounds):

@@ -7,8 +7,8 @@ import random
 import pytest
 import torch
 
-from benchmarks.problem import Problem, build
-from benchmarks.timing import Plan, Result, measure, on_cpu
+from benchmarks.suites import rnn
+from benchmarks.timing import Plan, Result, error_bound, measure, on_cpu
 
 QUICK = Plan(rounds=5, sample=1e-3, turn=2e-3)
 
@@ -71,6 +71,23 @@ def test_short_calls_are_timed_many_at_a_time():
     assert found["base"].percentiles() == pytest.approx((1e-5, 1e-5, 1e-5))
     assert found["base"].first_call_s == pytest.approx(1e-5)
     assert len(clock.calls) > 100 * QUICK.rounds
+
+
+def test_a_long_call_is_one_sample_and_needs_no_other_to_warm_it():
+    clock = Clock()
+    found = timed(clock, {"base": clock.provider("base", 1.0)})
+    assert found["base"].percentiles() == pytest.approx((1.0, 1.0, 1.0))
+    assert len(clock.calls) == 2 + QUICK.rounds, "one is judged, one tells how long it takes"
+
+
+def test_what_is_judged_may_be_another_call():
+    clock = Clock()
+    providers = {"base": clock.provider("base", 1e-3, 5.0), "bad": clock.provider("bad", 1e-3)}
+    checks = {"base": clock.provider("check", 1.0), "bad": clock.provider("check", 1.0, 2.0)}
+    expected = {"output": torch.ones(2, 2, dtype=torch.float64)}
+    base, bad = measure(providers, expected, 1e-6, clock.timer, QUICK, checks)
+    assert base.failure is None and base.percentiles()[1] == pytest.approx(1e-3)
+    assert bad.failure and not bad.rounds
 
 
 def test_the_first_call_stands_apart():
@@ -148,11 +165,11 @@ def test_without_a_right_baseline_there_are_times_but_no_ratios():
     assert found["ours"].percentiles()[1] == pytest.approx(1e-3)
 
 
-@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+@pytest.mark.parametrize("kind", ["lstm", "gru", "rnn_tanh"])
 @pytest.mark.parametrize("name", ["output", "h_n", "dinput", "dweight_hh_l0", "dbias_ih_l0"])
 def test_a_wrong_tensor_of_a_layer_is_caught(kind, name, one_thread):
-    problem = Problem(kind, "forward+backward", "fp32", 6, 3, 4)
-    providers, expected, _ = build(problem, torch.device("cpu"))
+    built = rnn.build(rnn.Problem(kind, "forward+backward", "fp32", 6, 3, 4), torch.device("cpu"))
+    providers = built.providers
 
     def planted():
         found = providers["rnnkit"]()
@@ -160,9 +177,29 @@ def test_a_wrong_tensor_of_a_layer_is_caught(kind, name, one_thread):
         return found
 
     calls = {"torch.nn": providers["torch.nn"], "planted": planted}
-    right, wrong = measure(calls, expected, problem.bound, on_cpu, Plan(5, 1e-4, 1e-4))
-    assert right.failure is None and 0 < right.error < problem.bound
+    right, wrong = measure(calls, built.expected, built.bound, on_cpu, Plan(5, 1e-4, 1e-4))
+    assert right.failure is None and 0 < right.error < built.bound
     assert wrong.where == name and wrong.failure and not wrong.rounds
+
+
+def bound_of(kind):
+    problem = rnn.Problem(kind, "forward+backward", "fp32", 50, 3, 20)
+    return rnn.build(problem, torch.device("cpu")).bound
+
+
+def test_a_bound_allows_for_what_the_problem_makes_larger(one_thread, monkeypatch):
+    """Norms of small numbers do; nothing that is measured makes it much larger."""
+    plain = error_bound(torch.finfo(torch.float32).eps, 50, 20)
+    for kind in ("gru", "gru_before", "lstm_norm"):
+        assert plain <= bound_of(kind) < 3 * plain
+    monkeypatch.setattr(rnn, "tame", lambda layer: None)
+    assert bound_of("lstm_norm") > 3 * plain
+
+
+def test_a_problem_without_a_finite_result_is_refused(one_thread, monkeypatch):
+    monkeypatch.setattr("benchmarks.problem.worst", lambda *given: (float("inf"), "output"))
+    with pytest.raises(ValueError, match="no finite result"):
+        rnn.build(rnn.Problem("gru", "inference", "fp32", 6, 3, 4), torch.device("cpu"))
 
 
 def test_a_result_without_times_has_no_ratio():

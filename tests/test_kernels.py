@@ -49,6 +49,21 @@ def test_variants_compile_without_stack(name):
     check("--operators", "scan", "--targets", "sm_90", *options)
 
 
+def test_what_a_step_takes_is_read_from_the_machine_code():
+    options = ["--cells", "lstm", "--dtypes", "bf16", "--sizes", "20"]
+    for row in check("--operators", "scan", "--targets", "sm_90", "sm_100", *options):
+        assert row["local"] == 0 < row["matrix"] and row["fit"] >= 1, row
+        if row["form"] != "resident":
+            continue
+        assert row["body"] > row["barriers"] > 0, row
+        if row["target"] == "sm_90":
+            issue = row["body"] * row["warps"] / 4 / 1755
+            assert row["issue_us"] == pytest.approx(issue, abs=1e-3) and row["floor_us"] < issue
+        if not row["features"] and not row["backward"]:
+            # x has four gates; h and c are stored.
+            assert row["bytes"] == 2 * 20 * (4 + 2)
+
+
 def test_toy_cell_compiles():
     options = ["--cells", "mgu", "--dtypes", "bf16", "--sizes", "64"]
     rows = check("--operators", "scan", "--targets", "sm_90", *options)
