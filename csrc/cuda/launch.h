@@ -17,16 +17,19 @@ template <class Kernel> cudaError_t allow(Kernel kernel, const Launch& how) {
     return error;
 }
 
-// Of how many blocks, which a launch like this one has, a cluster can be; 1 where there are none.
+// Of how many blocks, which a launch like this one has, a cluster can be; 1 where there are none, or
+// where a newer GPU runs what was compiled for one that has none.
 template <class Kernel> int largest_cluster(Kernel kernel, Launch how) {
-    constexpr int most = 16;
+    constexpr int most = 16, oldest = 90;
+    cudaFuncAttributes compiled = {};
     how.cluster = most;
     cudaLaunchConfig_t config = {};
     config.gridDim = dim3(most);
     config.blockDim = dim3(how.threads);
     config.dynamicSmemBytes = how.shared_bytes;
     int size = 1;
-    if (allow(kernel, how) == cudaSuccess
+    if (cudaFuncGetAttributes(&compiled, kernel) == cudaSuccess && compiled.ptxVersion >= oldest
+        && allow(kernel, how) == cudaSuccess
         && cudaOccupancyMaxPotentialClusterSize(&size, kernel, &config) == cudaSuccess)
         return size;
     cudaGetLastError();
