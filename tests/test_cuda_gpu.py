@@ -60,6 +60,17 @@ def test_many_times_the_same(plain, dtype, form):
     assert all(same(call(inputs), expected) for _ in range(300))
 
 
+@pytest.mark.parametrize("blocks", range(1, 17))
+def test_clusters_of_any_size(blocks, monkeypatch):
+    largest = cuda_scan.gpu_of(torch.device("cuda", 0)).largest_cluster
+    if not 1 < largest >= blocks:
+        pytest.skip(f"the GPU has clusters of up to {largest} blocks")
+    monkeypatch.setattr(plan, "FORMS", [(1, True)])
+    sizes = {"T": 5, "B": 20, "H": 16 * blocks - 5}
+    inputs = sample("lstm", Kind((False, True), sizes=sizes), torch.float32, "cuda")
+    assert_same(call(inputs), call(inputs, "reference"), 1e-2)
+
+
 @pytest.mark.parametrize("plain", CELLS)
 def test_beside_other_work(plain):
     """Blocks that wait for each other while another stream's kernels come and go."""

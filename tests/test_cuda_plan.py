@@ -95,6 +95,11 @@ def test_clusters_run_in_waves_where_blocks_must_not():
     assert "200 groups takes" in str(plan("lstm", "bfloat16", False, 64, 8, 200, A100))
 
 
+@pytest.mark.parametrize("sizes", [(0, 4, 2), (256, 0, 2), (256, 4, 0)])
+def test_what_is_empty_is_planned_too(sizes):
+    assert isinstance(plan("lstm", "bfloat16", True, *sizes, H100), Plan)
+
+
 def test_a_gpu_without_clusters_never_has_one():
     """Not even one of a single block."""
     found = plan("lstm", "bfloat16", False, 16, 8, 1, Gpu(0, 227 * 1024))

@@ -5,7 +5,7 @@
 // then comes cluster_synchronise(); for each phase one thread calls barrier_expect(), peers
 // store_async(), and all who want the data barrier_wait() for the parity of the phase.
 //
-// By the memory model a store_async() is a relaxed store, and what it adds to the barrier a release
+// By the memory model a store_async() is a weak store, and what it adds to the barrier a release
 // at cluster scope, hence the scope of the acquire in barrier_wait(). What one thread sees after
 // its wait is not what others see: each must wait, or synchronise() with one that did. A block must
 // not return before all that is stored into it has come.
@@ -31,8 +31,8 @@ DEVICE int cluster_rank() {
 
 // All threads of a cluster wait for each other; what they stored in any memory is seen.
 DEVICE void cluster_synchronise() {
-    RNNKIT_SM_90(asm volatile("barrier.cluster.arrive.release.aligned;\n"
-                              "barrier.cluster.wait.acquire.aligned;" ::: "memory"));
+    RNNKIT_SM_90(asm volatile("barrier.cluster.arrive.release;\n"
+                              "barrier.cluster.wait.acquire;" ::: "memory"));
 }
 
 DEVICE uint32_t shared_address(const void* own) { return uint32_t(__cvta_generic_to_shared(own)); }

@@ -6,6 +6,7 @@
 //
 // Two buffers do, of even and odd steps: whoever writes for step k + 1 has seen the end of a round of
 // step k, in which every block took part after its last look at step k - 1, in the same buffer.
+// backward.h says why what it hands over a step early is no exception.
 #pragma once
 #include <cstring>
 #include "arguments.h"

@@ -9,9 +9,15 @@ namespace rnnkit {
 template <class Kernel> cudaError_t allow(Kernel kernel, const Launch& how) {
     constexpr int usual_bytes = 48 << 10, portable_cluster = 8;
     cudaError_t error = cudaSuccess;
-    if (how.shared_bytes > usual_bytes)
-        error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                     how.shared_bytes);
+    if (how.shared_bytes > usual_bytes) {
+        // As much as there is, whatever this launch takes: the kernel keeps it, for others' launches.
+        int device, most;
+        error = cudaGetDevice(&device);
+        if (error == cudaSuccess)
+            error = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+        if (error == cudaSuccess)
+            error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
+    }
     if (error == cudaSuccess && how.cluster > portable_cluster)
         error = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
     return error;

@@ -3,7 +3,7 @@
 // `form.blocks` blocks share the units of one group for one slice of the batch. Each holds its own
 // units' weights, in registers first; in every step it hands the others what their products need of
 // its units: h forward, the products' gradient backward. A slice is cut into chunks, and a block
-// works on one while another is on its way. No slice waits for another. With CLUSTER the blocks of a
+// works on one while another is on its way. No slice waits for what another does. With CLUSTER the blocks of a
 // slice are one.
 #pragma once
 #include "backward.h"
@@ -17,8 +17,8 @@ using Persistent = std::conditional_t<BACKWARD, Backward<Kind, C, UNIT_TILES, CL
 
 template <class Kind, class C, int UNIT_TILES, bool BACKWARD, bool CLUSTER>
 KERNEL(THREADS, 1) void persistent(const Arguments a, const Form form, const Layout layout) {
-    if constexpr (!CLUSTER || HAS_CLUSTERS)
-        Persistent<Kind, C, UNIT_TILES, BACKWARD, CLUSTER>(a, form, layout).run();
+    if constexpr (CLUSTER && !HAS_CLUSTERS) cluster_rank();  // stops the program
+    else Persistent<Kind, C, UNIT_TILES, BACKWARD, CLUSTER>(a, form, layout).run();
 }
 
 template <class Kind, class C, int UNIT_TILES, bool BACKWARD, bool CLUSTER>

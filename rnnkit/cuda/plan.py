@@ -214,6 +214,8 @@ def plan(cell: str, kind: str, backward: bool, H: int, B: int, N: int, gpu: Gpu)
     """The plan whose steps are the shortest by the model; or why there is none."""
     if kind not in KINDS:
         return "the persistent form has no float64"
+    # What is empty is never launched, and planned as if it were not.
+    H, B, N = max(H, 1), max(B, 1), max(N, 1)
     tiles = [Tile(cell, kind, count, backward, cluster) for count, cluster in FORMS]
     found = [tile.plan(H, B, N, gpu) for tile in tiles]
     plans = [v for v in found if isinstance(v, Plan)]
