@@ -114,7 +114,7 @@ def test_large_batches_go_step_by_step(monkeypatch, possible):
 
     def persistent(cell, H, B):
         sizes = ("bfloat16", False, H, B, 1, torch.device("cpu"))
-        return isinstance(scan.plan_of(cell, *sizes), Plan)
+        return isinstance(scan.planned(cell, *sizes), Plan)
 
     assert all(persistent("lstm", H, B) for H, B in [(160, 64), (512, 64), (512, 256), (1024, 64)])
     assert persistent("lstm", 1024, 256) != possible

@@ -42,15 +42,19 @@ def why_not(problem: Problem) -> str | None:
         return f"its kernels run on {found.device!r}, not on {problem.device.type!r}"
     if stepwise.find(found.functions, problem.cell, kind) is None:
         return f"cell {problem.cell!r} has no C++ equations"
-    sizes = (problem.H, problem.B, problem.N)
-    planned = plan_of(problem.cell, kind, problem.backward, *sizes, problem.device)
-    if isinstance(planned, Plan):
+    plan_found = plan_of(problem, kind)
+    if isinstance(plan_found, Plan):
         return None
-    reason = stepwise.why_not(problem.cell, *sizes)
-    return reason and f"{planned}; and step by step: {reason}"
+    reason = stepwise.why_not(problem.cell, problem.H, problem.B, problem.N)
+    return reason and f"{plan_found}; and step by step: {reason}"
 
 
-def plan_of(
+def plan_of(problem: Problem, kind: str) -> Plan | str:
+    sizes = (problem.H, problem.B, problem.N)
+    return planned(problem.cell, kind, problem.backward, *sizes, problem.device)
+
+
+def planned(
     cell: str, kind: str, backward: bool, H: int, B: int, N: int, device: torch.device
 ) -> Plan | str:
     """How one launch is shared out; or why all steps are launched one by one."""
@@ -71,8 +75,7 @@ def note(problem: Problem) -> str | None:
         return None
     kind = kind_of(problem.dtype, precision_of(problem.dtype))
     assert kind is not None
-    sizes = (problem.H, problem.B, problem.N)
-    p = plan_of(problem.cell, kind, problem.backward, *sizes, problem.device)
+    p = plan_of(problem, kind)
     if isinstance(p, str):
         return f"products by cuBLAS, and kernels for the rest, of each step: {p}"
     blocks = f"a cluster of {p.blocks}" if p.cluster else str(p.blocks)
@@ -143,7 +146,7 @@ def launch(
     found, reason = library.find(x.device)
     kind = kind_of(x.dtype, precision_of(x.dtype))
     assert found is not None and kind is not None, reason
-    chosen = plan_of(inputs.cell, kind, backward, H, B, N, x.device)
+    chosen = planned(inputs.cell, kind, backward, H, B, N, x.device)
     if isinstance(chosen, Plan):
         run(found, chosen, kind, inputs, backward, tensors, more)
     else:
