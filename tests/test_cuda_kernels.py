@@ -336,8 +336,8 @@ def test_defects_are_found(cuda, monkeypatch, pytestconfig, tmp_path, defect):
     inputs = sample("lstm", Kind(sizes={"T": 3, "B": 20, "H": 150}), torch.float32, grad=False)
     with rnnkit.backend("reference"):
         expected = scan(*inputs)
-    units = with_defect(tmp_path, "lstm", *change)
-    defective = emulator(pytestconfig, defect.replace(" ", "_"), units)
+    sources = with_stubs(with_defect(tmp_path, "lstm", *change))
+    defective = emulator(pytestconfig, defect.replace(" ", "_"), sources)
     install(defective)
     try:
         assert any(shows(defective, inputs, expected, k) for k in SEEDS)
@@ -346,7 +346,7 @@ def test_defects_are_found(cuda, monkeypatch, pytestconfig, tmp_path, defect):
 
 
 def with_defect(folder, cell, name, right, wrong):
-    """What is compiled to a library of one cell and kind of product, whose `name` has a defect."""
+    """A copy of csrc with one cell, where csrc/cuda/`name` has a defect."""
     csrc = folder / "csrc"
     shutil.copytree(CSRC, csrc)
     path, listed = csrc / "cuda" / name, csrc / "cells" / "cells.h"
@@ -355,6 +355,11 @@ def with_defect(folder, cell, name, right, wrong):
     path.write_text(text.replace(right, wrong))
     others = re.compile(rf'CELL\("(?!{cell}")[^\\\n]+')
     listed.write_text(others.sub("", listed.read_text()))
+    return csrc
+
+
+def with_stubs(csrc):
+    """What is compiled to a library of one kind of product."""
     stub = csrc / "cuda" / "stubs.cu"
     stubs = [f"Entries entries_{kind}() {{ return {{}}; }}" for kind in set(PRODUCTS) - {SINGLE}]
     stub.write_text('#include "kernels.h"\nnamespace rnnkit {\n' + "\n".join(stubs) + "\n}\n")

@@ -16,6 +16,7 @@ from test_cuda_kernels import (
     on,
     seed,
     with_defect,
+    with_stubs,
 )
 
 import rnnkit
@@ -43,8 +44,11 @@ def drawn(cell, dtype=torch.float, **kind):
 
 @pytest.mark.parametrize("normed", ["rnn_tanh_norm", "gru_norm", "gru_norm_gates"])
 def test_a_large_mean_hides_no_small_spread(cuda, form, normed):
+    check_large_mean(drawn(normed, sizes={"T": 1, "B": 3, "H": 70}))
+
+
+def check_large_mean(inputs, mean=1000.0):
     """The error is that of rounding the values; of a mean of squares it would be a thousandfold."""
-    inputs, mean = drawn(normed, sizes={"T": 1, "B": 3, "H": 70}), 1000.0
     with torch.no_grad():
         if inputs.equations.norm.of_sum:
             inputs.x.add_(mean)
@@ -81,8 +85,11 @@ def test_padding_may_hold_anything(cuda, form, normed):
 
 @pytest.mark.parametrize("normed", FORMS)
 def test_a_zero_state_in_half_precision(cuda, form, normed):
+    check_zero_state(drawn(normed, torch.half, resets=True, sizes={"T": 5, "B": 4, "H": 40}))
+
+
+def check_zero_state(inputs):
     """Its norm has the slope 1 / sqrt(eps), but what was fed nothing adds nothing."""
-    inputs = drawn(normed, torch.half, resets=True, sizes={"T": 5, "B": 4, "H": 40})
     with rnnkit.backend("cuda"):
         output, *_ = scan(*inputs)
         given = [inputs.x, inputs.w, inputs.b, inputs.p]
@@ -124,7 +131,8 @@ def test_defects_are_found(cuda, pytestconfig, tmp_path, defect):
     inputs = drawn("lstm_norm", sizes={"T": 4, "B": 3, "H": 150})
     expected = on("reference", inputs)
     assert not any(shows(cuda, inputs, expected, k) for k in SEEDS[:5])
-    broken = emulator(pytestconfig, "norms", with_defect(tmp_path, "lstm_norm", *PLANTED[defect]))
+    csrc = with_defect(tmp_path, "lstm_norm", *PLANTED[defect])
+    broken = emulator(pytestconfig, "norms", with_stubs(csrc))
     install(broken)
     try:
         assert any(shows(broken, inputs, expected, k) for k in SEEDS)

@@ -3,8 +3,6 @@ the reference. There the emulation's product (test_cuda_gemm.py) takes the place
 
 import ctypes
 import math
-import re
-import shutil
 
 import pytest
 import torch
@@ -13,7 +11,6 @@ from cuda_harness import (
     ARCHITECTURES,
     CSRC,
     EMULATION,
-    Fault,
     compile_for_gpus,
     compiles_for_gpus,
     emulates,
@@ -21,7 +18,19 @@ from cuda_harness import (
 )
 from problems import KINDS, LARGER, TINY, Kind, differentiable, with_tensors
 from problems import sample as sample_on
-from test_cuda_kernels import DTYPES, EPS, cells, in_double, install, largest, on, precision, seed
+from test_cuda_kernels import (
+    DTYPES,
+    EPS,
+    cells,
+    in_double,
+    install,
+    largest,
+    on,
+    precision,
+    seed,
+    with_defect,
+)
+from test_cuda_norms import check_large_mean, check_zero_state, shows
 from test_scan import assert_same
 
 import rnnkit
@@ -242,16 +251,7 @@ def test_only_tf32_rounds_float(cuda, precision):
 
 @pytest.mark.parametrize("name", ["rnn_tanh_norm", "gru_norm", "gru_norm_gates"])
 def test_a_large_mean_hides_no_small_spread(name, cuda):
-    """The error is that of rounding the values; of a mean of squares it would be a thousandfold."""
-    inputs, mean = sample(name, Kind(sizes={"T": 1, "B": 3, "H": 70})), 1000.0
-    with torch.no_grad():
-        if inputs.equations.norm.of_sum:
-            inputs.x.add_(mean)
-        else:
-            inputs.s0[..., 0] = 1
-            inputs.w[..., 0] += mean
-    found, exact = on("cuda", inputs)["output"], in_double(inputs)["output"]
-    assert largest(found - exact) < 4 * torch.finfo(torch.float).eps * mean
+    check_large_mean(sample(name, Kind(sizes={"T": 1, "B": 3, "H": 70})))
 
 
 @pytest.mark.parametrize("name", FORMS)
@@ -265,13 +265,7 @@ def test_padding_may_hold_anything(name, cuda):
 
 @pytest.mark.parametrize("name", NORMED)
 def test_a_zero_state_in_half_precision(name, cuda):
-    """Its norm has the slope 1 / sqrt(eps), but what was fed nothing adds nothing."""
-    inputs = sample(name, Kind(resets=True, sizes={"T": 5, "B": 4, "H": 40}), torch.half)
-    with rnnkit.backend("cuda"):
-        output, *_ = scan(*inputs)
-        given = [inputs.x, inputs.w, inputs.b, inputs.p]
-        found = torch.autograd.grad(output, given, torch.full_like(output, 500))
-    assert all(v.isfinite().all() for v in found)
+    check_zero_state(sample(name, Kind(resets=True, sizes={"T": 5, "B": 4, "H": 40}), torch.half))
 
 
 @pytest.mark.parametrize("name", ["gru_norm", "lstm_norm_gates_carry"])
@@ -302,36 +296,13 @@ def test_defects_are_found(defect, cuda, pytestconfig, tmp_path):
     """At least one of the schedules shows a defect; without it none does, as is seen above."""
     inputs = sample("lstm_norm", WARPS)
     expected = on("reference", inputs)
-    broken = emulator(pytestconfig, "defect", with_defect(tmp_path / "csrc", *PLANTED[defect]))
+    csrc = with_defect(tmp_path, "lstm_norm", *PLANTED[defect])
+    broken = emulator(pytestconfig, "defect", units(csrc))
     install(broken)
     try:
         assert any(shows(broken, inputs, expected, k) for k in SEEDS)
     finally:
         install(cuda)
-
-
-def with_defect(csrc, name, right, wrong):
-    """What is compiled to a library with a defect, of one cell alone."""
-    shutil.copytree(CSRC, csrc)
-    path, listed = csrc / "cuda" / name, csrc / "cells" / "cells.h"
-    text = path.read_text()
-    assert text.count(right) == 1
-    path.write_text(text.replace(right, wrong))
-    others = re.compile(r'CELL\("(?!lstm_norm")[^\\\n]+')
-    listed.write_text(others.sub("", listed.read_text()))
-    return units(csrc)
-
-
-def shows(emulated, inputs, expected, k):
-    """Whether a schedule gives another result than is expected, or none at all."""
-    seed(emulated, k)
-    try:
-        found = on("cuda", inputs)
-    except (RuntimeError, Fault):
-        return True
-    return not all(
-        largest(found[name] - v) < 1e-4 * (1 + largest(v)) for name, v in expected.items()
-    )
 
 
 def test_what_goes_wrong_is_said(cuda, monkeypatch):

@@ -84,13 +84,12 @@ template <class Kind, class C, int UNIT_TILES, bool BACKWARD, bool CLUSTER> stru
     Late late;
 
     DEVICE Block(const Arguments& a, const Form& form, const Layout& layout)
-        : a(a), form(form), layout(layout), clock(a, block_y() / int(form.slices)), 
-          exchange(form, reinterpret_cast<char*>(state() + EACH * distance())),
+        : a(a), form(form), layout(layout), clock(a, block_y() / int(form.slices)),
+          exchange(form, after_state()),
           slice(block_y() % int(form.slices)), first_unit(block_x() * UNITS) {
         early.hold(a, clock.n, first_unit, sums());
         if constexpr (INNER) late.hold(a, clock.n, first_unit, sums());
-        char* const rest = reinterpret_cast<char*>(state() + EACH * distance())
-                           + Exchange::shared_bytes(form.pitch, form.chunks);
+        char* const rest = after_state() + Exchange::shared_bytes(form.pitch, form.chunks);
         early.keep(a, clock.n, first_unit, rest);
         if constexpr (INNER)
             late.keep(a, clock.n, first_unit, rest + Early::shared_bytes(a.H));
@@ -103,6 +102,10 @@ template <class Kind, class C, int UNIT_TILES, bool BACKWARD, bool CLUSTER> stru
     DEVICE static float* own() { return sums() + SUMS; }
     DEVICE static const float* own(const Element& at) { return own() + at.unit; }
     DEVICE static float* state() { return own() + OWN; }
+
+    DEVICE char* after_state() const {
+        return reinterpret_cast<char*>(state() + EACH * distance());
+    }
 
     // Of one of the block's units: the biases of gates; the step's parameters; the norm's gains,
     // which come first in p.

@@ -121,7 +121,8 @@ template <int COLUMNS> struct ClusterExchange {
         for (int i = lane; i < each * (blocks_x() - 1); i += LANES) {
             const int k = i % each, from = k % pieces * int(sizeof(uint4));
             const char* const piece = own + k / pieces * apart + from;
-            if (from < last) send(chunk, piece, load(reinterpret_cast<const uint4*>(piece)), i / each);
+            if (from < last)
+                send(chunk, piece, load(reinterpret_cast<const uint4*>(piece)), i / each);
         }
         expected += COLUMNS * PARTS * (all - (last < BYTES ? last : BYTES));
     }

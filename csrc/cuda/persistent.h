@@ -3,8 +3,8 @@
 // `form.blocks` blocks share the units of one group for one slice of the batch. Each holds its own
 // units' weights, in registers first; in every step it hands the others what their products need of
 // its units: h forward, the products' gradient backward. A slice is cut into chunks, and a block
-// works on one while another is on its way. No slice waits for what another does. With CLUSTER the blocks of a
-// slice are one.
+// works on one while another is on its way. No slice waits for what another does. With CLUSTER the
+// blocks of a slice are one.
 #pragma once
 #include "backward.h"
 #include "forward.h"
@@ -32,7 +32,8 @@ int launch_persistent(const Arguments& a, const Form& form) {
     how.cluster = CLUSTER ? how.x : 1;
     how.cooperative = !CLUSTER;
     how.stream = form.stream;
-    return launch(persistent<Kind, C, UNIT_TILES, BACKWARD, CLUSTER>, how, a, form, Block::layout_of(a));
+    const auto kernel = persistent<Kind, C, UNIT_TILES, BACKWARD, CLUSTER>;
+    return launch(kernel, how, a, form, Block::layout_of(a));
 }
 
 }  // namespace rnnkit

@@ -110,7 +110,8 @@ template <class Kind, int ROW_TILES, int COLUMN_TILES, int HELD> struct Product 
 
     // This warp's sums for COLUMNS rows of q, `stride` bytes apart, to `sums`. A row of q has the
     // values of whole batches of tiles.
-    template <class Exchange> DEVICE void multiply(const char* q, int64_t stride, float* sums) const {
+    template <class Exchange>
+    DEVICE void multiply(const char* q, int64_t stride, float* sums) const {
         float total[ROW_TILES][COLUMN_TILES][Kind::sums] = {};
         constexpr int batch = Kind::batch;
 #pragma unroll

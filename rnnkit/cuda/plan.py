@@ -36,6 +36,8 @@ H100 = Gpu(132, 227 * 1024, 16)
 
 # What csrc/cuda/product.h has by the same names.
 WARPS, TILE_BYTES, TILE_ROWS, TILE_COLUMNS, FRAGMENT_BYTES = 8, 64, 16, 8, 32
+# Of a chunk in a cluster, and the bytes of one: csrc/cuda/exchange.h.
+BARRIERS, BARRIER_BYTES = 4, 8
 # The tiles of units that a block may have, and whether the blocks of a slice are a cluster.
 FORMS = tuple(product((1, 2), (False, True)))
 # What the second dimension of a grid takes.
@@ -152,8 +154,8 @@ class Tile(NamedTuple):
         each = cell.states + self.backward * (cell.rows - cell.gains) + kept
         values = WARPS * self.columns * (rows + 4) + (cell.gates + cell.rows) * self.units
         values += each * chunks * self.columns * self.units
-        rows_handed_over = 2 * chunks * self.columns * self.cluster
-        exchange = rows_handed_over * self.pitch(H) + 4 * chunks * 8 * self.cluster
+        handed_over = 2 * self.columns * self.pitch(H) + BARRIERS * BARRIER_BYTES
+        exchange = chunks * handed_over if self.cluster else 0
         return max(weights + 4 * values + exchange, *held)
 
     @property
