@@ -5,6 +5,9 @@ mode, torch.compile and export. But an operator whose formula is registered from
 `torch.func.grad`, and silently drops forward-mode tangents. So under functorch calls go through an
 autograd.Function made of the same formula; and in forward mode through plain torch code where there
 is some, or else through that function, which refuses tangents.
+
+Where only autograd looks at the call, it needs no operator either: the same formula then goes
+around torch.library, whose layers of Python cost as much as all else of a short call.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from ..dispatch import plain_arithmetic
+from ..dispatch import plain, plain_arithmetic
 
 Axes = Sequence[int | None]
 
@@ -31,19 +34,28 @@ def differentiable(
     """Registers an operator's autograd formula and vmap rule, and returns the function to call."""
     op.register_autograd(backward, setup_context=setup_context)
     op.register_vmap(vmap)
-    members = {"setup_context": setup_context, "backward": backward, "vmap": vmap, "forward": op}
-    function: Any = type(
-        op._qualname.replace("::", "_"),
-        (torch.autograd.Function,),
-        {name: staticmethod(member) for name, member in members.items()},
-    )
+
+    def run(ctx: Any, *args: Any) -> Any:
+        found = op._init_fn(*args)
+        setup_context(ctx, args, found)
+        return found
+
+    def function(**members: Callable[..., Any]) -> Any:
+        made = {name: staticmethod(member) for name, member in members.items()}
+        return type(op._qualname.replace("::", "_"), (torch.autograd.Function,), made)
+
+    transformed = function(forward=op, setup_context=setup_context, backward=backward, vmap=vmap)
+    # torch looks up the signature of a forward without ctx at every call.
+    direct = function(forward=run, backward=backward)
 
     def call(*args: Any) -> Any:
+        if all(plain(v) for v in args if isinstance(v, Tensor)):
+            return direct.apply(*args)
         tangents = forward_ad._current_level >= 0
         if tangents and forward_mode is not None:
             return forward_mode(*args)
         if tangents or torch._C._are_functorch_transforms_active():
-            return function.apply(*args)
+            return transformed.apply(*args)
         return op(*args)
 
     return call
