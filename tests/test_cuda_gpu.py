@@ -1,20 +1,19 @@
 """What only a GPU shows of the CUDA kernels: streams, graphs, races, far offsets."""
 
-import math
 import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
-from problems import Kind, sample
-from test_scan import assert_same, run
+from problems import Kind, differentiable, sample
+from test_cuda_kernels import pin
+from test_scan import NAMES, assert_same
 
 import rnnkit
-from rnnkit.cuda import plan
 from rnnkit.cuda import scan as cuda_scan
 from rnnkit.cuda.plan import Gpu
-from rnnkit.ops.scan import scan
+from rnnkit.ops.scan import STATES, scan
 
 pytestmark = [
     pytest.mark.gpu,
@@ -31,11 +30,10 @@ def form(request, monkeypatch):
     if request.param == "stepwise":
         monkeypatch.setattr(cuda_scan, "gpu_of", lambda device: Gpu(0, 0))
         return
-    cluster = request.param == "in clusters"
-    if cluster and cuda_scan.gpu_of(torch.device("cuda", 0)).largest_cluster < 16:
+    cluster, gpu = request.param == "in clusters", cuda_scan.gpu_of(torch.device("cuda", 0))
+    if cluster and gpu.largest_cluster < 16:
         pytest.skip("the GPU has no clusters of 16 blocks")
-    monkeypatch.setattr(plan, "FORMS", [(1, cluster)])
-    monkeypatch.setattr(plan, "START_CYCLES", math.inf)  # no steps by cuBLAS
+    pin(monkeypatch, gpu, (1, cluster))
 
 
 def problem(cell, dtype=torch.bfloat16, device="cuda", **kwargs):
@@ -43,8 +41,13 @@ def problem(cell, dtype=torch.bfloat16, device="cuda", **kwargs):
 
 
 def call(inputs, name="cuda"):
+    """Results and gradients by name, without a copy from or to the host."""
     with rnnkit.backend(name):
-        return run(inputs, lambda v: scan(*v))
+        results = scan(*inputs)
+        given = [torch.arange(v.numel(), device=v.device).sin().view_as(v).to(v) for v in results]
+        gradients = torch.autograd.grad(results, differentiable(inputs), given)
+    names = [f"d{name}" for name in NAMES if getattr(inputs, name) is not None]
+    return dict(zip((*STATES, *names), (*results, *gradients), strict=True))
 
 
 def same(found, expected):
@@ -62,10 +65,10 @@ def test_many_times_the_same(plain, dtype, form):
 
 @pytest.mark.parametrize("blocks", range(1, 17))
 def test_clusters_of_any_size(blocks, monkeypatch):
-    largest = cuda_scan.gpu_of(torch.device("cuda", 0)).largest_cluster
-    if not 1 < largest >= blocks:
-        pytest.skip(f"the GPU has clusters of up to {largest} blocks")
-    monkeypatch.setattr(plan, "FORMS", [(1, True)])
+    gpu = cuda_scan.gpu_of(torch.device("cuda", 0))
+    if not 1 < gpu.largest_cluster >= blocks:
+        pytest.skip(f"the GPU has clusters of up to {gpu.largest_cluster} blocks")
+    pin(monkeypatch, gpu, (1, True))
     sizes = {"T": 5, "B": 20, "H": 16 * blocks - 5}
     inputs = sample("lstm", Kind((False, True), sizes=sizes), torch.float32, "cuda")
     assert_same(call(inputs), call(inputs, "reference"), 1e-2)

@@ -83,13 +83,16 @@ FORMS = [
 ]
 
 
+def pin(monkeypatch, gpu, form):
+    """Lets problems be planned for a GPU that has one form."""
+    monkeypatch.setattr(cuda_scan, "gpu_of", lambda device: gpu.only(form))
+
+
 @pytest.fixture(params=FORMS)
 def form(request, monkeypatch):
     """How little of a GPU there is, and what the blocks are."""
     name, *tiles = request.param
-    monkeypatch.setattr(cuda_scan, "gpu_of", lambda device: GPUS[name])
-    monkeypatch.setattr(plan, "FORMS", [tuple(tiles)])
-    monkeypatch.setattr(plan, "START_CYCLES", math.inf)  # no steps by cuBLAS
+    pin(monkeypatch, GPUS[name], tuple(tiles))
 
 
 @pytest.fixture
@@ -210,8 +213,7 @@ WEIGHTS = {
 def test_weights_beyond_the_registers(cuda, monkeypatch, name):
     """The rest of them lies in shared memory, forward and backward."""
     dtype, sizes, form = WEIGHTS[name]
-    monkeypatch.setattr(plan, "FORMS", [form])
-    monkeypatch.setattr(cuda_scan, "gpu_of", lambda device: plan.H100)
+    pin(monkeypatch, plan.H100, form)
     inputs = sample("lstm", Kind(sizes=sizes), dtype)
     kind = plan.kind_of(dtype, "ieee")
     for backward in (False, True):
@@ -331,8 +333,7 @@ PLANTED = {
 def test_defects_are_found(cuda, monkeypatch, pytestconfig, tmp_path, defect):
     """At least one of the schedules shows a defect; without it none does, as is seen above."""
     cluster, *change = PLANTED[defect]
-    monkeypatch.setattr(plan, "FORMS", [(1, cluster)])
-    monkeypatch.setattr(cuda_scan, "gpu_of", lambda device: GPUS["chunks"])
+    pin(monkeypatch, GPUS["chunks"], (1, cluster))
     inputs = sample("lstm", Kind(sizes={"T": 3, "B": 20, "H": 150}), torch.float32, grad=False)
     with rnnkit.backend("reference"):
         expected = scan(*inputs)

@@ -14,6 +14,7 @@ from test_cuda_kernels import (
     install,
     largest,
     on,
+    pin,
     seed,
     with_defect,
     with_stubs,
@@ -22,7 +23,6 @@ from test_cuda_kernels import (
 import rnnkit
 from rnnkit import cells
 from rnnkit.cuda import plan
-from rnnkit.cuda import scan as cuda_scan
 from rnnkit.ops.scan import scan
 
 __all__ = ["cuda"]
@@ -34,8 +34,7 @@ EPS = torch.finfo(torch.float).eps
 
 @pytest.fixture(params=plan.FORMS, ids=lambda form: f"{form[0]} tiles {FORM[form[1]]}")
 def form(request, monkeypatch):
-    monkeypatch.setattr(plan, "FORMS", [request.param])
-    monkeypatch.setattr(cuda_scan, "gpu_of", lambda device: plan.H100)
+    pin(monkeypatch, plan.H100, request.param)
 
 
 def drawn(cell, dtype=torch.float, **kind):
@@ -62,8 +61,7 @@ def check_large_mean(inputs, mean=1000.0):
 @pytest.mark.parametrize("normed", ["rnn_tanh_norm", "lstm_norm"])
 def test_more_blocks_than_a_row_has_lanes_for(cuda, monkeypatch, normed):
     """Each lane reads several pairs of blocks, of which the last block is not full."""
-    monkeypatch.setattr(plan, "FORMS", [(1, False)])
-    monkeypatch.setattr(cuda_scan, "gpu_of", lambda device: plan.H100)
+    pin(monkeypatch, plan.H100, (1, False))
     inputs = drawn(normed, sizes={"T": 2, "B": 2, "H": 35 * 16 + 3})
     found, exact = on("cuda", inputs), in_double(inputs)
     for name, v in exact.items():

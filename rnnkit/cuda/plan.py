@@ -11,8 +11,9 @@ once by itself, and more of them than the GPU has room for run one after another
 
 from __future__ import annotations
 
+from functools import lru_cache
 from itertools import product
-from math import ceil
+from math import ceil, inf
 from typing import NamedTuple
 
 import torch
@@ -20,15 +21,25 @@ import torch
 from ..cells import Cell, find
 from ..native.recipes.cuda import KINDS
 
+# The tiles of units that a block may have, and whether the blocks of a slice are a cluster.
+FORMS = tuple(product((1, 2), (False, True)))
+
 
 class Gpu(NamedTuple):
     """What decides: its multiprocessors; the shared memory that a block may have, in bytes; the
-    most blocks of a cluster, 1 if there are none.
+    most blocks of a cluster, 1 if there are none; the forms to choose from; and the clock cycles
+    of starting a kernel, which a step by cuBLAS has two of.
     """
 
     processors: int
     shared_bytes: int
     largest_cluster: int = 1
+    forms: tuple[tuple[int, bool], ...] = FORMS
+    start_cycles: float = 2300
+
+    def only(self, *forms: tuple[int, bool]) -> Gpu:
+        """The GPU with these forms and no steps by cuBLAS, where they will do."""
+        return self._replace(forms=forms, start_cycles=inf)
 
 
 A100 = Gpu(108, 163 * 1024)
@@ -38,8 +49,6 @@ H100 = Gpu(132, 227 * 1024, 16)
 WARPS, TILE_BYTES, TILE_ROWS, TILE_COLUMNS, FRAGMENT_BYTES = 8, 64, 16, 8, 32
 # Of a chunk in a cluster, and the bytes of one: csrc/cuda/exchange.h.
 BARRIERS, BARRIER_BYTES = 4, 8
-# The tiles of units that a block may have, and whether the blocks of a slice are a cluster.
-FORMS = tuple(product((1, 2), (False, True)))
 # What the second dimension of a grid takes.
 MOST_GROUPS = 65535
 # At least so many neighbouring multiprocessors can have clusters in common: those of one of the
@@ -51,9 +60,9 @@ NEIGHBOURS = 16
 # since a word takes 180 there (Luo et al. 2024, arXiv 2402.13499), within a cluster.
 TILE_CYCLES = {"half": 64, "bfloat16": 64, "tf32": 64, "ieee": 128}
 STEP_CYCLES, HANDOVER_CYCLES = 600, {False: 1100, True: 400}
-# The same of a step by cuBLAS: of starting a kernel. In a cycle, floating-point operations of a
-# multiprocessor, at half of what the GPU can, and bytes that come from L2.
-START_CYCLES, L2_BYTES = 2300, 3000
+# The same of a step by cuBLAS: in a cycle, operations of a multiprocessor, at half of what the GPU
+# can, and bytes that come from L2.
+L2_BYTES = 3000
 OPERATIONS = {"half": 2048, "bfloat16": 2048, "tf32": 1024, "ieee": 128}
 
 
@@ -212,13 +221,14 @@ class Tile(NamedTuple):
         )
 
 
+@lru_cache(4096)
 def plan(cell: str, kind: str, backward: bool, H: int, B: int, N: int, gpu: Gpu) -> Plan | str:
     """The plan whose steps are the shortest by the model; or why there is none."""
     if kind not in KINDS:
         return "the persistent form has no float64"
     # What is empty is never launched, and planned as if it were not.
     H, B, N = max(H, 1), max(B, 1), max(N, 1)
-    tiles = [Tile(cell, kind, count, backward, cluster) for count, cluster in FORMS]
+    tiles = [Tile(cell, kind, count, backward, cluster) for count, cluster in gpu.forms]
     found = [tile.plan(H, B, N, gpu) for tile in tiles]
     plans = [v for v in found if isinstance(v, Plan)]
     # What a larger GPU would run, rather than what a newer one would.
@@ -233,7 +243,7 @@ def stepwise_cycles(cell: str, kind: str, H: int, B: int, N: int, gpu: Gpu) -> f
     weights = N * found.gates * H * H
     multiply = 2 * B * weights / (OPERATIONS[kind] * max(gpu.processors, 1))
     load = weights * size_of(kind) / L2_BYTES
-    return starts * START_CYCLES + max(multiply, load)
+    return starts * gpu.start_cycles + max(multiply, load)
 
 
 def size_of(kind: str) -> int:
