@@ -52,7 +52,9 @@ class Backward(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """A launch's steps of all T; strides of w: groups, inner units, outer units, gates."""
+    """A launch's steps of all T; strides of w: groups, inner units, outer units, gates. end: in
+    loops Triton 3.6 takes constants of an inner tuple for None, unless one of the outer follows.
+    """
 
     steps: Any
     T: Any
@@ -62,6 +64,7 @@ class Sizes(NamedTuple):
     x: Any
     m: Any
     w: Any
+    end: Any = None
 
 
 class Static(NamedTuple):
@@ -69,6 +72,8 @@ class Static(NamedTuple):
 
     P: rows of the step's parameters. LATE: the first gate of the second product; G if there is one
     only. SUM: the step sees x + r as r, and a zero x. NORM: none, or how gates are normalised.
+    AHEAD: a step's first product is made in the step before. AT_ONCE: how many tiles change
+    layout together. QUICK: results have 16 bits, and functions need no more.
     """
 
     G: Any
@@ -83,8 +88,11 @@ class Static(NamedTuple):
     RUNS: Any
     RESIDENT: Any
     STREAM: Any
+    AHEAD: Any
+    AT_ONCE: Any
     DTYPE: Any
     PRECISION: Any
+    QUICK: Any
     BB: Any
     BH: Any
 

@@ -46,7 +46,7 @@ class Sizes(NamedTuple):
     """L: the source's length. T: the steps of the result, from time `first` on. cols, red: columns
     of the result and reduced channels, of a group. per: columns that share their channels.
     slice: tiles of time that one program sums. w: strides of groups, columns, channels and taps;
-    the others: of batch, channels and time.
+    the others: of batch, channels and time. end: as of `arguments.Sizes`.
     """
 
     N: Any
@@ -68,6 +68,7 @@ class Sizes(NamedTuple):
     dy: Any
     out: Any
     before: Any
+    end: Any = None
 
 
 class Static(NamedTuple):

@@ -35,8 +35,10 @@ def position(time, k, z, C: tl.constexpr):
     shift = (z.K - 1 - k) * z.dilation
     if C.TURNED:
         ahead = time + shift
-        return tl.where((ahead >= 0) & (ahead % z.stride == 0), ahead // z.stride, z.L)
-    return time * z.stride - shift
+        found = tl.where((ahead >= 0) & (ahead % z.stride == 0), ahead // z.stride, z.L)
+    else:
+        found = time * z.stride - shift
+    return found
 
 
 @triton.jit

@@ -28,6 +28,8 @@ class Form(NamedTuple):
     stream: weights are read from shared memory at every step, not held in registers.
     stages: 1, or the compiler's pipeline depth, which prefetches a step's tiles.
     registers: the most that a thread may use, or None for the compiler's choice.
+    ahead: a step's first product is made in the step before (forward).
+    at_once: how many tiles change their layout together.
     """
 
     resident: bool
@@ -37,6 +39,8 @@ class Form(NamedTuple):
     stream: bool = False
     registers: int | None = None
     stages: int = STAGES
+    ahead: bool = False
+    at_once: int = 1
 
     @property
     def options(self) -> dict[str, int]:
@@ -69,14 +73,14 @@ def sums(cell: Cell, resident: bool = True) -> bool:
 def need(inputs: Inputs, columns: int, backward: bool, stages: int) -> int:
     """Bytes of shared memory of a resident kernel, at most; `benchmarks.static` checks it.
 
-    All weights; what the pipeline prefetches of a step's tiles; two tiles that change layout.
+    All weights; what the pipeline prefetches of a step's tiles; four tiles that change layout.
     """
     cell, size = inputs.equations, inputs.x.dtype.itemsize
     tiles = cell.gates + (inputs.d is not None) + (0 if inputs.m is None else inputs.m.shape[3])
     if backward:
         tiles += 2 * cell.states + (0 if sums(cell) else cell.gates)
     weights = cell.gates * columns * columns * size
-    return weights + ROWS * columns * ((stages - 1) * tiles * size + 2 * max(size, 4))
+    return weights + ROWS * columns * ((stages - 1) * tiles + 4) * size
 
 
 def choose_form(inputs: Inputs, backward: bool, limit: int | None = None, amd: bool = AMD) -> Form:
@@ -108,9 +112,21 @@ def choose_form(inputs: Inputs, backward: bool, limit: int | None = None, amd: b
     light = H % 16 == 0 or cell.gates * columns * dtype.itemsize <= 768
     single = dtype.itemsize > 2
     alone = single or (backward and cell.norm is None and cell.gates == 3)
-    alone = featured(inputs) and ((wide and alone) or (single and peephole(cell)))
+    alone = wide and alone and cell.gates > 1
+    alone = featured(inputs) and (alone or (single and peephole(cell)))
     registers = most if light and not alone else None
-    return Form(True, ROWS, columns, warps, wide, registers, 1 if shallow else depths[0])
+    stages = 1 if shallow else depths[0]
+    # Flags and masks of 8 bits in what a product is made of let the compiler choose a second layout
+    # for the weights, which would stand on chip twice.
+    plain = not featured(inputs)
+    # A wide tile of 32 bits, or under a norm of several gates, has no registers left for the
+    # products of a step ahead.
+    ahead = plain and not (wide and (dtype.itemsize > 2 or (cell.norm and cell.gates > 1)))
+    # Together, tiles need more registers than features leave to single elements, 32 bits or a norm.
+    # AMD's compiler fails on a choice of pointers.
+    roomy = plain or (H % 16 == 0 and dtype.itemsize == 2 and cell.norm is None)
+    at_once = 4 if roomy and not amd else 1
+    return Form(True, ROWS, columns, warps, wide, registers, stages, ahead, at_once)
 
 
 def largest(cell: str, dtype: torch.dtype, device: torch.device, more: bool, backward: bool) -> int:

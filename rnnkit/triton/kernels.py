@@ -18,10 +18,13 @@ from .tiles import (
     add_share,
     affine,
     blend,
+    either,
     load,
     nothing,
     select,
     store,
+    store_joined,
+    store_rows,
     zeros_like,
 )
 
@@ -82,24 +85,35 @@ def drop(q, d, offsets, mask, C: tl.constexpr):
 
 
 @triton.jit
-def product(q, weights, x, u, C: tl.constexpr):
-    """q times every gate's weights (with SUM, plus x), normalised if the cell says so."""
-    start = x if C.SUM else zeros_like(x)
+def product(q, weights, C: tl.constexpr):
+    """q times every gate's weights."""
     out = ()
     for g in tl.static_range(len(weights)):
         h = q.to(weights[g].dtype)
-        v = tl.dot(h, weights[g], start[g], input_precision=C.PRECISION, out_dtype=C.DTYPE)
-        # A sum forms in the product's accumulator.
-        out = out + (normalise((v,), u)[0] if C.NORM == PER_GATE else (v,))
-    return normalise(out, u)[0] if C.NORM == TOGETHER else out
+        out = out + (tl.dot(h, weights[g], input_precision=C.PRECISION, out_dtype=C.DTYPE),)
+    return out
+
+
+@triton.jit
+def normed(r, x, u, C: tl.constexpr):
+    """A product's results (with SUM, plus x), normalised if the cell says so."""
+    v = add(x, r) if C.SUM else r
+    out = ()
+    if C.NORM == PER_GATE:
+        for g in tl.static_range(len(v)):
+            out = out + normalise((v[g],), u)[0]
+    else:
+        out = normalise(v, u)[0] if C.NORM == TOGETHER else v
+    return out
 
 
 @triton.jit(do_not_specialize=["first"])
 def scan_kernel(a, z, first, STEP: tl.constexpr, INNER: tl.constexpr, C: tl.constexpr):
     """The scan of `a: Forward` for the steps from `first` on that `z: Sizes` says."""
     row, n, rows, cols, exists, real = place(z, C)
-    mask, u = exists[:, None] & real[None, :], (real[None, :], z.H, C.EPS)
-    base = row * z.N + n
+    mask = exists[:, None] & real[None, :]
+    u = (real[None, :], z.H, C.EPS) + ((True,) if C.QUICK else ())
+    base, bounds = row * z.N + n, (z.B - row, z.H)
     plane = tl.cast(z.B, tl.int64) * z.N * z.H
     here, at = base * z.H, grid(rows, z.N * z.H, cols)
     s = load(a.s0 + here, at, mask, C.S, plane, C.DTYPE)
@@ -107,6 +121,11 @@ def scan_kernel(a, z, first, STEP: tl.constexpr, INNER: tl.constexpr, C: tl.cons
     bias = load(a.b, n * C.G * z.H + cols, real, 0 if a.b is None else C.G, z.H, C.DTYPE)
     gain = load(a.gain, n * C.G * z.H + cols, real, C.G if C.NORM else 0, z.H, C.DTYPE)
     weights = resident_weights(a.w, z, n, cols, C)
+    # A step's first product is made as soon as its state is known, in the step before: thus it
+    # depends on what that step loads, and only such loads does the compiler let run steps ahead.
+    r = ()
+    if C.AHEAD:
+        r = product(drop(s[0], a.d, here + at, mask, C), weights[: C.LATE], C)
     for k in tl.range(first, first + z.steps, disable_licm=C.STREAM):
         t = time(k, n, z, C)
         x_t = strided(a.x, z.x, t, row, n, rows, cols, mask, C.G, C.DTYPE)
@@ -116,13 +135,15 @@ def scan_kernel(a, z, first, STEP: tl.constexpr, INNER: tl.constexpr, C: tl.cons
             flag = flag[:, None]
             s = select((flag & FRESH) != 0, zeros_like(s), s)
         if C.RESIDENT:
-            q = drop(s[0], a.d, here + at, mask, C)
-            r_t = product(q, weights[: C.LATE], x_t[: C.LATE], u, C)
+            early = r
+            if not C.AHEAD:
+                early = product(drop(s[0], a.d, here + at, mask, C), weights[: C.LATE], C)
+            r_t = normed(early, x_t[: C.LATE], u, C)
             r_t = affine(r_t, gain[: C.LATE], bias[: C.LATE])
             if C.LATE < C.G:
                 seen = nothing(r_t) if C.SUM else x_t[: C.LATE]
                 q = drop(INNER(seen, r_t, s, own, u), a.d, here + at, mask, C)
-                late = product(q, weights[C.LATE :], x_t[C.LATE :], u, C)
+                late = normed(product(q, weights[C.LATE :], C), x_t[C.LATE :], u, C)
                 r_t = r_t + affine(late, gain[C.LATE :], bias[C.LATE :])
         else:
             r_t = load(a.r + here * C.G, grid(rows, z.N * C.G * z.H, cols), mask, C.G, z.H, C.DTYPE)
@@ -131,10 +152,16 @@ def scan_kernel(a, z, first, STEP: tl.constexpr, INNER: tl.constexpr, C: tl.cons
             x_t = nothing(r_t)
         new = blend(share, s, STEP(x_t, r_t, s, own, u))
         s = new if a.flags is None else select((flag & LIVE) != 0, new, s)
+        if C.AHEAD:
+            r = product(drop(s[0], a.d, here + at, mask, C), weights[: C.LATE], C)
         shown = s if a.flags is None else select((flag & LIVE) != 0, s, zeros_like(s))
-        store(a.output + t * plane + here, at, mask, shown[:1], 0, 0)
-        store(a.cells + t * plane + here, at, mask, shown, 1, z.T * plane)
-    store(a.last + here, at, mask, s, 0, plane)
+        output, more = a.output + t * plane + here, a.cells + t * plane + here
+        if C.AT_ONCE > 1 and C.S == 2:
+            store_joined(either(output, more), 0, z.N * z.H, cols, bounds, shown)
+        else:
+            store(output, 0, z.N * z.H, cols, bounds, shown[:1], 1)
+            store(more, z.T * plane, z.N * z.H, cols, bounds, shown[1:], 1)
+    store(a.last + here, plane, z.N * z.H, cols, bounds, s, 1)
 
 
 @triton.jit
@@ -169,10 +196,20 @@ def before_norm(a, dr, n, gain, step, exists, u, FIRST: tl.constexpr, C: tl.cons
 @triton.jit
 def back(dr, weights, start, C: tl.constexpr):
     """The gradient of what a product was fed, given that of its results, added to start."""
+    q = ()
+    other = tl.zeros_like(start)
+    together: tl.constexpr = C.AT_ONCE > 1 and len(dr) > 1
+    if together:
+        # All operands first: then they pass through shared memory together.
+        for g in tl.static_range(len(dr)):
+            q = q + (dr[g].to(weights[g].dtype),)
     for g in tl.static_range(len(dr)):
-        q = dr[g].to(weights[g].dtype)
-        start = tl.dot(q, weights[g], start, input_precision=C.PRECISION, out_dtype=C.DTYPE)
-    return start
+        h = q[g] if together else dr[g].to(weights[g].dtype)
+        start = tl.dot(h, weights[g], start, input_precision=C.PRECISION, out_dtype=C.DTYPE)
+        if together:
+            # Two chains of sums: each waits half as often for its last product.
+            start, other = other, start
+    return start + other if together else start
 
 
 @triton.jit
@@ -203,8 +240,9 @@ def through_products(
 def scan_backward_kernel(a, z, first, VJP: tl.constexpr, INNER: tl.constexpr, C: tl.constexpr):
     """The backward of `a: Backward` for the same steps, the last one first."""
     row, n, rows, cols, exists, real = place(z, C)
-    mask, u = exists[:, None] & real[None, :], (real[None, :], z.H, C.EPS)
-    base = row * z.N + n
+    mask = exists[:, None] & real[None, :]
+    u = (real[None, :], z.H, C.EPS) + ((True,) if C.QUICK else ())
+    base, bounds = row * z.N + n, (z.B - row, z.H)
     plane = tl.cast(z.B, tl.int64) * z.N * z.H
     here, at = base * z.H, grid(rows, z.N * z.H, cols)
     gates, gate_at = here * C.G, grid(rows, z.N * C.G * z.H, cols)
@@ -240,9 +278,10 @@ def scan_backward_kernel(a, z, first, VJP: tl.constexpr, INNER: tl.constexpr, C:
             dp_t = select(live, dp_t, zeros_like(dp_t))
             old = select(live, select(afresh, zeros_like(old), old), ds)
         ds = old
-        store(a.dx + t * plane * C.G + gates, gate_at, mask, dx, 0, z.H)
+        to, pitch = t * plane * C.G + gates, z.N * C.G * z.H
+        store(a.dx + to, z.H, pitch, cols, bounds, dx, C.AT_ONCE)
         if a.dr is not None:
-            store(a.dr + t * plane * C.G + gates, gate_at, mask, dr, 0, z.H)
+            store(a.dr + to, z.H, pitch, cols, bounds, dr, C.AT_ONCE)
         dp_sum = accumulate(dp_sum, dp_t)
-    store(a.ds0 + here, at, mask, ds, 0, plane)
-    store(dp, cols, real, dp_sum, 0, z.H)
+    store(a.ds0 + here, plane, z.N * z.H, cols, bounds, ds, 1)
+    store_rows(dp, cols, real, dp_sum, z.H)

@@ -1,7 +1,7 @@
 """Layer normalisation of tiles, over their columns; several are normalised together.
 
-`u` says what the columns are: which of them exist (as a row), how many do, and the eps. Tiles must
-be zero in columns that do not exist.
+`u` says what the columns are: which of them exist (as a row), how many do, and the eps; a
+fourth part says that results have 16 bits. Tiles must be zero in columns that do not exist.
 """
 
 import triton

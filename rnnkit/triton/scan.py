@@ -82,8 +82,11 @@ def static_of(inputs: Inputs, form: Form) -> Static:
         len(inputs.reverse),
         form.resident,
         form.stream,
+        form.ahead,
+        form.at_once,
         tl.float64 if dtype == torch.float64 else tl.float32,
         precision_of(dtype),
+        dtype.itemsize == 2,
         form.rows,
         form.columns,
     )

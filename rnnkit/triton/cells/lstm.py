@@ -8,7 +8,7 @@ is also what is carried on.
 import triton
 import triton.language as tl
 
-from ..math import sigmoid, tanh
+from ..math import quick_sigmoid, quick_tanh, sigmoid
 from ..norm import normalise, normalise_vjp
 from . import register
 
@@ -19,9 +19,9 @@ def values(x, r, s, p, u, CARRY: tl.constexpr):
     a, b = x[0] + r[0], x[1] + r[1]
     if len(p) > 2:
         a, b = a + p[0][None, :] * s[1], b + p[1][None, :] * s[1]
-    i = sigmoid(a)
+    i = quick_sigmoid(a, u)
     f = sigmoid(b)
-    g = tanh(x[2] + r[2])
+    g = quick_tanh(x[2] + r[2], u)
     c = f * s[1] + i * g
     n, scale, seen = c, c, c
     if len(p) == 2 or len(p) == 5:
@@ -33,7 +33,7 @@ def values(x, r, s, p, u, CARRY: tl.constexpr):
     e = x[3] + r[3]
     if len(p) > 2:
         e = e + p[2][None, :] * c
-    return i, f, g, sigmoid(e), c, tanh(seen), n, scale
+    return i, f, g, quick_sigmoid(e, u), c, quick_tanh(seen, u), n, scale
 
 
 @triton.jit
