@@ -21,10 +21,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
 import torch
+
+from rnnkit.cuda.scan import gpu_of
 
 from .facts import ROOT, facts, output_of
 from .rows import read
@@ -41,7 +44,9 @@ FILES = (
     "summary.txt",
 )
 # Shares of the budget, each at most.
-BUILD, TESTS, TIMES, SANITIZER = 0.2, 0.4, 0.4, 0.1
+BUILD, TESTS, TIMES, SANITIZER = 0.2, 0.35, 0.4, 0.15
+# The tests that only a GPU makes tell something come first.
+TELLING = ("cuda_gpu", "cuda_kernels", "cuda_norms", "cuda_stepwise", "scan", "causal_conv1d")
 # The test that has compute-sanitizer watch the CUDA kernels on small scans.
 WATCHED = "tests/test_cuda_gpu.py::test_the_kernels_are_clean"
 # Seconds for a process to end after an interrupt, and for one past its own budget to finish a row.
@@ -105,6 +110,7 @@ def environment() -> str:
     parts = [json.dumps(facts(torch.device("cuda")), indent=2)]
     parts.append(output_of("nvidia-smi") or "nvidia-smi: not found")
     parts.append(f"{torch.cuda.get_device_properties(0)}")
+    parts.append(f"as the planner sees it: {gpu_of(torch.device('cuda', 0))}")
     return "\n\n".join(parts) + "\n"
 
 
@@ -117,7 +123,8 @@ def target() -> str:
 
 def test_arguments() -> list[str]:
     """The tests on the device; by several workers where the plugin for it is installed."""
-    arguments = ["pytest", "tests", "-q", "-m", "gpu or not slow", "--durations", "10"]
+    first = [f"tests/test_{name}.py" for name in TELLING]
+    arguments = ["pytest", *first, "tests", "-v", "-m", "gpu or not slow", "--durations", "10"]
     arguments += ["--deselect", WATCHED]
     # A stack trace tells where a kernel hangs.
     arguments += ["-o", "faulthandler_timeout=60"]
@@ -132,15 +139,24 @@ def outcome(status: int | None) -> str:
     return "out of time" if status is None else f"exit status {status}"
 
 
+# A test's line as pytest -v prints it, with its plugin for several workers or without.
+VERBOSE = (
+    r"\[gw\d+\] \[ *\d+%\] (?P<word>[A-Z]+) (?P<test>.*\S)",
+    r"(?P<test>\S+::.*?) (?P<word>[A-Z]+)\b",
+)
+
+
 def test_lines(status: int | None, log: Path) -> list[str]:
-    """The counts, and the first of the failures."""
+    """The counts, of a run that was cut, too, and the first of the failures."""
     if not log.exists():
         return [f"{log.stem}: left out, no time was left"]
     lines = log.read_text(errors="replace").splitlines()
-    counts = [line for line in lines if re.search(r"\d+ (passed|failed|skipped|error).* in ", line)]
-    failed = [line for line in lines if re.match("(FAILED|ERROR) ", line)]
+    found = [next(filter(None, (re.match(form, line) for form in VERBOSE)), None) for line in lines]
+    words = Counter(v["word"].lower() for v in found if v)
+    failed = [f"{v['word']} {v['test']}" for v in found if v and v["word"] in ("FAILED", "ERROR")]
     more = [f"and {len(failed) - SHOWN} more: {log}"] if len(failed) > SHOWN else []
-    count = counts[-1].strip("= ") if counts else f"no counts: see {log}"
+    counts = ", ".join(f"{count} {word}" for word, count in sorted(words.items()))
+    count = counts or f"no counts: see {log}"
     return [f"{log.stem}: {count} ({outcome(status)})", *failed[:SHOWN], *more]
 
 
@@ -176,7 +192,7 @@ def steps(out: Path, budget: float) -> tuple[list[str], bool]:
     stored, log = out / "times.jsonl", out / "times.log"
     arguments = ["benchmarks", "run", "--device", "cuda", "--out", str(stored)]
     times = step([*arguments, "--budget", f"{seconds:.0f}"], log, seconds + LAST_ROW)
-    watched = run("sanitizer.log", SANITIZER, "pytest", WATCHED, "-q", "-rs")
+    watched = run("sanitizer.log", SANITIZER, "pytest", WATCHED, "-v", "-rs")
     compile_for = ("--targets", target(), "--dtypes", "bf16", "fp32")
     static = run("static.txt", 1.0, "benchmarks", "static", *compile_for)
     lines = [f"build: {outcome(build)}", *test_lines(tests, out / "tests.log")]

@@ -15,7 +15,7 @@ from itertools import product
 from typing import Any, NamedTuple
 
 from rnnkit.cells import CELLS
-from rnnkit.cuda.plan import A100, H100, Gpu, Plan, Tile, plan
+from rnnkit.cuda.plan import A100, H100, Gpu, Plan, Tile, clusters, plan
 from rnnkit.native.recipes.cuda import KINDS
 
 
@@ -29,7 +29,7 @@ class Model(NamedTuple):
 MODELS = {
     "A100": Model(A100, 1.41),
     "H100": Model(H100, 1.755),
-    "B200": Model(Gpu(148, 227 * 1024, 16), None),
+    "B200": Model(Gpu(148, 227 * 1024, clusters(148)), None),
 }
 SIZES = (160, 192, 256, 512, 768, 1024, 1536, 2048)
 BATCHES = (1, 16, 64, 256)

@@ -51,7 +51,7 @@ def rows(args: argparse.Namespace) -> Iterator[Row]:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         compiled = pool.map(lambda case: nvcc.compile_kernels(*case), cases)
         for (target, kind), kernels in zip(cases, compiled, strict=True):
-            clusters = MODELS[GPUS[target]].gpu.largest_cluster > 1
+            clusters = bool(MODELS[GPUS[target]].gpu.clusters)
             for kernel in kernels:
                 # Compiled for GPUs without clusters, their kernels are empty.
                 if kernel.cell in cells and clusters >= kernel.cluster:

@@ -349,7 +349,11 @@ def test_all_steps_end_in_a_summary(tests, times, sanitizer, status, tmp_path, m
     def step(arguments, log, seconds):
         ran.append(log.name)
         if log.name == "tests.log":
-            log.write_text("..F\nFAILED tests/test_a.py::test_b - x\n1 failed, 2 passed in 3.1s\n")
+            log.write_text(
+                "[gw0] [ 33%] PASSED tests/test_a.py::test_a[b c] \n"
+                "tests/test_a.py::test_c[d] PASSED    [ 66%]\n"
+                "[gw1] [100%] FAILED tests/test_a.py::test_b\nFAILED tests/test_a.py::test_b - x\n"
+            )
             return tests
         if log.name == "times.log":
             log.write_text("left out, the budget of 5 s used up: 7\n")

@@ -21,7 +21,7 @@ from rnnkit import dispatch
 from rnnkit.cells import CELLS
 from rnnkit.cuda import library, plan
 from rnnkit.cuda import scan as cuda_scan
-from rnnkit.cuda.plan import Gpu, Tile
+from rnnkit.cuda.plan import Gpu, Tile, clusters
 from rnnkit.native.recipes.cuda import KINDS as PRODUCTS
 from rnnkit.ops.scan import scan
 
@@ -30,7 +30,7 @@ pytestmark = [] if DEVICE_NAME == "cuda" else [emulates]
 SINGLE = "ieee"
 SEEDS = range(20)
 # How little of a GPU there is: several slices of the batch, or one whose chunks take turns.
-GPUS = {"slices": Gpu(60, 227 * 1024, 16), "chunks": Gpu(18, 227 * 1024, 16)}
+GPUS = {name: Gpu(n, 227 * 1024, clusters(n)) for name, n in (("slices", 60), ("chunks", 18))}
 SIZES = {
     "blocks": Kind((False, True), 1, (0, 3) * 9, True, sizes={"T": 3, "B": 18, "H": 37}),
     "rows": Kind((False, True), 1, None, True, True, True, sizes={"T": 3, "B": 50, "H": 20}),

@@ -40,7 +40,7 @@ def check(found, tile, H, B, N, gpu):
     assert found.shared_bytes <= gpu.shared_bytes
     assert found.slices * N <= MOST_GROUPS
     if found.cluster:
-        assert gpu.largest_cluster > 1 and found.blocks <= gpu.largest_cluster
+        assert found.blocks <= len(gpu.clusters)
         assert blocks <= found.waves * gpu.processors
     else:
         assert found.waves == 1 and blocks <= gpu.processors

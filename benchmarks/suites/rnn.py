@@ -108,7 +108,7 @@ def problems(device: str, choice: Choice) -> Iterator[tuple[int, Problem]]:
 
 def plan(device: str) -> Plan:
     """A sample on a GPU begins with an idle device; it is long enough for that not to matter."""
-    return Plan(sample=5e-3) if device == "cuda" else Plan()
+    return Plan(sample=5e-3, turn=0.02) if device == "cuda" else Plan()
 
 
 def layer_of(cell: str) -> Callable[..., nn.Module]:

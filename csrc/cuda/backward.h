@@ -82,11 +82,13 @@ template <class Kind, class C, int UNIT_TILES, bool CLUSTER> struct Backward {
             value = block.kept(at, C::gates);
             normalise(k + 1, at, u);
         }
-        Behind v = {};
-        if (k < a.T) v = u.behind(time(k));
+        typename Unit::template BehindOf<typename Block::S> loaded = {};
+        if (k < a.T) loaded = u.load_behind(time(k));
+        u.fetch_behind(time(k + 1));
         if (k > 0) block.template receive<Early>(k, c);
         else block.wait(c);
         if (at.idle()) return;
+        const Behind v = u.widened(loaded);
         float ds[C::states];
         collect(k, at, u, ds);
         if (k == a.T) return end(at, u, ds);
@@ -126,9 +128,10 @@ template <class Kind, class C, int UNIT_TILES, bool CLUSTER> struct Backward {
     DEVICE void through_norm_within(int k, int c) {
         const Element at = block.element(c);
         const Unit u = block.unit(at);
-        const Behind v = u.behind(time(k));
+        const auto loaded = u.load_behind(time(k));
         block.wait(c);
         if (at.idle()) return;
+        const Behind v = u.widened(loaded);
         const float n[1] = {block.kept(at, 0)}, scale[1] = {block.kept(at, 1)};
         float dv[1] = {block.kept(at, 2)}, ds[C::states];
         block.template with_norm<GRADIENT, 1>(
@@ -170,15 +173,17 @@ template <class Kind, class C, int UNIT_TILES, bool CLUSTER> struct Backward {
     template <class W> DEVICE void through_norm(int k, int c) {
         const Element at = block.element(c);
         const Unit u = block.unit(at);
-        const Behind v = u.behind(time(k));
+        const auto loaded = u.load_behind(time(k));
         float d[W::COUNT], n[W::COUNT], scale[W::COUNT];
-        for (int g = 0; g < W::COUNT; ++g) {
-            n[g] = v.r[W::FIRST + g];
-            scale[g] = v.live ? u.scale(time(k), W::FIRST + g) : 0;
-        }
+        for (int g = 0; g < W::COUNT; ++g)
+            scale[g] = loaded.live ? u.scale(time(k), W::FIRST + g) : 0;
         block.wait(c);
         if (at.idle()) return;
-        for (int g = 0; g < W::COUNT; ++g) d[g] = block.kept(at, W::FIRST + g);
+        const Behind v = u.widened(loaded);
+        for (int g = 0; g < W::COUNT; ++g) {
+            n[g] = v.r[W::FIRST + g];
+            d[g] = block.kept(at, W::FIRST + g);
+        }
         block.template with_norm<W>(k, at, [&](auto norm) { norm.gradient(d, n, scale); });
         block.template hand_over<W>(reader<W>(k), at, d);
     }
@@ -187,9 +192,10 @@ template <class Kind, class C, int UNIT_TILES, bool CLUSTER> struct Backward {
     DEVICE void through_inner(int k, int c) {
         const Element at = block.element(c);
         const Unit u = block.unit(at);
-        const Behind v = u.behind(time(k));
+        const auto loaded = u.load_behind(time(k));
         block.template receive<Last>(k, c);
         if (at.idle()) return;
+        const Behind v = u.widened(loaded);
         float ds[C::states], dr[C::gates] = {};
         block.get(at, ds);
         for (int g = 0; g < C::late; ++g) dr[g] = block.kept(at, g);

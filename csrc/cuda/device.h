@@ -16,7 +16,7 @@
 //   shuffle_xor(value, mask)              the value of lane() ^ mask
 //   mma<S>(c, a, b), round_tf32(value)    c += a @ b by a warp: see instructions.h
 //   load_acquire(flag), pause()           between blocks: see instructions.h
-//   add_release(flag, count), load_l2(from)
+//   add_release(flag, count), load_l2(from), prefetch(from)
 //
 //   HAS_CLUSTERS                          whether the GPU that is compiled for can run what follows
 //   cluster_rank(), cluster_synchronise(), peer_address(own, rank)
@@ -25,7 +25,7 @@
 //   load_received(from)                   between blocks of a cluster: see cluster.h
 //
 //   launch(kernel, how, arguments...)     0, or what launch_error(code) describes
-//   largest_cluster(kernel, how)          the most blocks that such a launch can have in one
+//   clusters(kernel, how)                 how many clusters of such launches run at once
 #pragma once
 #include <cstdint>
 #include <type_traits>

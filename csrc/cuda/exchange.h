@@ -53,9 +53,10 @@ template <int COLUMNS> struct L2Exchange {
     // Until every block has arrived in the round before.
     DEVICE void wait(int chunk) const {
         const unsigned all = unsigned(rounds) * blocks_x();
-        if (thread() == 0)
+        // Each warp by itself, since the one that arrived is held up by that.
+        if (lane() == 0)
             while (load_acquire(flag(chunk)) < all) pause();
-        synchronise();
+        synchronise_warp();
     }
 };
 

@@ -67,9 +67,11 @@ template <class Kind, class C, int UNIT_TILES, bool CLUSTER> struct Forward {
     template <class W> DEVICE void multiply(int k, int c) {
         const Element at = block.element(c);
         const Unit u = block.unit(at);
-        const Ahead v = u.ahead(block.clock.time(k), NORMED<C> != Normed::PRODUCTS);
+        const auto loaded = u.load_ahead(block.clock.time(k), NORMED<C> != Normed::PRODUCTS);
+        if (W::FIRST == 0) u.fetch_ahead(block.clock.time(k + 1));
         block.template receive<W>(k, c);
         if (at.idle()) return;
+        const Ahead v = u.widened(loaded);
         float r[W::COUNT];
         for (int g = 0; g < W::COUNT; ++g) {
             r[g] = W::sum(block.sums(), g, at.unit, at.column);
@@ -93,9 +95,10 @@ template <class Kind, class C, int UNIT_TILES, bool CLUSTER> struct Forward {
     template <class W> DEVICE void normalise(int k, int c) {
         const Element at = block.element(c);
         const Unit u = block.unit(at);
-        const Ahead v = u.ahead(block.clock.time(k), NORMED<C> != Normed::SUMS);
+        const auto loaded = u.load_ahead(block.clock.time(k), NORMED<C> != Normed::SUMS);
         block.wait(c);
         if (at.idle()) return;
+        const Ahead v = u.widened(loaded);
         float r[W::COUNT], scale[W::COUNT];
         for (int g = 0; g < W::COUNT; ++g) r[g] = block.kept(at, W::FIRST + g);
         block.template with_norm<W>(k, at, [&](auto norm) { norm.normalise(r, scale); });
@@ -137,9 +140,10 @@ template <class Kind, class C, int UNIT_TILES, bool CLUSTER> struct Forward {
     DEVICE void normalise_within(int k, int c) {
         const Element at = block.element(c);
         const Unit u = block.unit(at);
-        const Ahead v = u.ahead(block.clock.time(k), NORMED<C> != Normed::SUMS);
+        const auto loaded = u.load_ahead(block.clock.time(k), NORMED<C> != Normed::SUMS);
         block.wait(c);
         if (at.idle()) return;
+        const Ahead v = u.widened(loaded);
         const float value = block.kept(at, C::gates);
         float r[C::gates], n[1] = {value}, scale[1];
         block.template with_norm<C::gates, 1>(k, at, [&](auto norm) { norm.normalise(n, scale); });

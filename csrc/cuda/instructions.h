@@ -69,8 +69,8 @@ DEVICE float round_tf32(float value) {
 }
 
 // Between blocks. A producer's threads store data, synchronise(), and one of them calls
-// add_release(). One thread of a consumer calls load_acquire() until the flag has been added to
-// often enough, synchronise(), and its threads load the data. Why they see it, by PTX's memory
+// add_release(). One lane of each warp of a consumer calls load_acquire() until the flag has been
+// added to often enough, synchronise_warp(), and the warp's lanes load the data. Why they see it, by PTX's memory
 // model:
 //
 // - A store precedes its thread's bar.sync in program order; the bar.sync of two threads
@@ -81,7 +81,7 @@ DEVICE float round_tf32(float value) {
 //   before; nothing but reds may write to the flag. Thus the release pattern that the red is
 //   synchronises with the acquire pattern that the load is: the first acts as a fence.acq_rel.gpu
 //   before it, the second as one after it, and there is no need for another.
-// - From the load to bar.sync to the loads of the data, the order goes on as on the other side.
+// - From the load to bar.warp.sync to the loads of the data, the order goes on as on the other side.
 //
 // The stores then precede the loads in causality order, and by the axiom of causality no load sees
 // what was there before. The same order, begun at loads, makes it right to overwrite data once all
@@ -108,6 +108,11 @@ DEVICE uint4 load_l2(const uint4* from) {
                  : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
                  : "l"(__cvta_generic_to_global(from)) : "memory");
     return value;
+}
+
+// Has the L2 bring what will be loaded, some steps of work later.
+DEVICE void prefetch(const void* from) {
+    asm volatile("prefetch.global.L2 [%0];" :: "l"(__cvta_generic_to_global(from)));
 }
 
 // Between looks at a flag: leaves the multiprocessor and the L2 to those who work.

@@ -23,47 +23,52 @@ template <class Kernel> cudaError_t allow(Kernel kernel, const Launch& how) {
     return error;
 }
 
-// Of how many blocks, which a launch like this one has, a cluster can be; 1 where there are none, or
-// where a newer GPU runs what was compiled for one that has none.
-template <class Kernel> int largest_cluster(Kernel kernel, Launch how) {
-    constexpr int most = 16, oldest = 90;
+// What CUDA takes of a launch; it points into itself.
+struct Config {
+    cudaLaunchAttribute attributes[2] = {};
+    cudaLaunchConfig_t all = {};
+
+    explicit Config(const Launch& how) {
+        all.gridDim = dim3(how.x, how.y);
+        all.blockDim = dim3(how.threads);
+        all.dynamicSmemBytes = how.shared_bytes;
+        all.stream = static_cast<cudaStream_t>(how.stream);
+        all.attrs = attributes;
+        if (how.cooperative) {
+            attributes[all.numAttrs].id = cudaLaunchAttributeCooperative;
+            attributes[all.numAttrs++].val.cooperative = 1;
+        }
+        if (how.cluster > 1) {
+            attributes[all.numAttrs].id = cudaLaunchAttributeClusterDimension;
+            attributes[all.numAttrs].val.clusterDim.x = how.cluster;
+            attributes[all.numAttrs].val.clusterDim.y = 1;
+            attributes[all.numAttrs++].val.clusterDim.z = 1;
+        }
+    }
+    Config(const Config&) = delete;
+};
+
+// How many clusters of such launches run at once; 0 where there are none, or where a newer GPU runs
+// what was compiled for one that has none.
+template <class Kernel> int clusters(Kernel kernel, const Launch& how) {
+    constexpr int oldest = 90;
     cudaFuncAttributes compiled = {};
-    how.cluster = most;
-    cudaLaunchConfig_t config = {};
-    config.gridDim = dim3(most);
-    config.blockDim = dim3(how.threads);
-    config.dynamicSmemBytes = how.shared_bytes;
-    int size = 1;
+    const Config config(how);
+    int count = 0;
     if (cudaFuncGetAttributes(&compiled, kernel) == cudaSuccess && compiled.ptxVersion >= oldest
         && allow(kernel, how) == cudaSuccess
-        && cudaOccupancyMaxPotentialClusterSize(&size, kernel, &config) == cudaSuccess)
-        return size;
+        && cudaOccupancyMaxActiveClusters(&count, kernel, &config.all) == cudaSuccess)
+        return count;
     cudaGetLastError();
-    return 1;
+    return 0;
 }
 
 // The kernel's parameters alone say which types the arguments are converted to.
 template <class... P>
 int launch(void (*kernel)(P...), const Launch& how, std::common_type_t<P>... arguments) {
-    cudaLaunchAttribute attributes[2] = {};
-    cudaLaunchConfig_t config = {};
-    config.gridDim = dim3(how.x, how.y);
-    config.blockDim = dim3(how.threads);
-    config.dynamicSmemBytes = how.shared_bytes;
-    config.stream = static_cast<cudaStream_t>(how.stream);
-    config.attrs = attributes;
-    if (how.cooperative) {
-        attributes[config.numAttrs].id = cudaLaunchAttributeCooperative;
-        attributes[config.numAttrs++].val.cooperative = 1;
-    }
-    if (how.cluster > 1) {
-        attributes[config.numAttrs].id = cudaLaunchAttributeClusterDimension;
-        attributes[config.numAttrs].val.clusterDim.x = how.cluster;
-        attributes[config.numAttrs].val.clusterDim.y = 1;
-        attributes[config.numAttrs++].val.clusterDim.z = 1;
-    }
+    const Config config(how);
     cudaError_t error = allow(kernel, how);
-    if (error == cudaSuccess) error = cudaLaunchKernelEx(&config, kernel, arguments...);
+    if (error == cudaSuccess) error = cudaLaunchKernelEx(&config.all, kernel, arguments...);
     // Or whoever looks at CUDA's last error next would take it for his own.
     if (error != cudaSuccess) cudaGetLastError();
     return int(error);

@@ -43,12 +43,14 @@ EXPORT int64_t rnnkit_shared_bytes(const Kernel* kernel, int64_t H, int64_t chun
     return kernel->shared_bytes(H, chunks);
 }
 
-// The most blocks of a cluster, if each takes as much of a multiprocessor as a kernel's.
-EXPORT int64_t rnnkit_largest_cluster(int64_t shared_bytes) {
+// How many clusters of so many blocks run at once, if each takes as much of a multiprocessor as a
+// kernel's.
+EXPORT int64_t rnnkit_clusters(int64_t blocks, int64_t shared_bytes) {
     Launch how;
+    how.x = how.cluster = int(blocks);
     how.threads = THREADS;
     how.shared_bytes = int(shared_bytes);
-    return largest_cluster(nothing, how);
+    return clusters(nothing, how);
 }
 
 // 0, or what rnnkit_error describes.

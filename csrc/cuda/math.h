@@ -20,11 +20,19 @@ template <class S> struct GpuMath {
         return std::exp(v);
     }
 
+    // Of v from 1 on. The fast one is 0 above 2^126.
+    HOST_DEVICE static Value inverse(Value v) {
+#ifdef __CUDA_ARCH__
+        if constexpr (FAST) return __fdividef(1, v);
+#endif
+        return 1 / v;
+    }
+
     // exp overflows to infinity for large -v, and 1 / infinity is the right 0.
-    HOST_DEVICE static Value sigmoid(Value v) { return 1 / (1 + exponential(-v)); }
+    HOST_DEVICE static Value sigmoid(Value v) { return inverse(1 + exponential(-v)); }
 
     HOST_DEVICE static Value tanh(Value v) {
-        if constexpr (FAST) return 1 - 2 / (1 + exponential(2 * v));
+        if constexpr (FAST) return 1 - 2 * inverse(1 + exponential(2 * v));
         return std::tanh(v);
     }
 

@@ -42,9 +42,21 @@ template <class T, class C> struct Unit {
         return (NORM<C> ? v * gain(own, pitch, g) : v) + own[g * pitch];
     }
 
-    DEVICE void load_x(int t, Gates x) const {
-        const int64_t from = t * a.x_t + at.b * a.x_b + at.n * a.x_n + at.j;
-        for (int g = 0; g < C::gates; ++g) x[g] = value(a.x, from + g * a.x_g);
+    static DEVICE S stored(const void* from, int64_t index) {
+        return static_cast<const S*>(from)[index];
+    }
+    static DEVICE void fetch(const void* from, int64_t index) {
+        prefetch(static_cast<const S*>(from) + index);
+    }
+
+    DEVICE int64_t first_x(int t) const {
+        return t * a.x_t + at.b * a.x_b + at.n * a.x_n + at.j;
+    }
+    DEVICE void load_x(int t, S (&x)[C::gates]) const {
+        for (int g = 0; g < C::gates; ++g) x[g] = stored(a.x, first_x(t) + g * a.x_g);
+    }
+    DEVICE void fetch_x(int t) const {
+        for (int g = 0; g < C::gates; ++g) fetch(a.x, first_x(t) + g * a.x_g);
     }
 
     // What recurrent dropout leaves of what a product is fed, or of its gradient.
@@ -61,18 +73,33 @@ template <class T, class C> struct Unit {
     DEVICE V initial(int k) const { return at.exists && a.s0 ? value(a.s0, state(k)) : 0; }
 
     // What a step of the forward scan reads that no other unit computes; x where wanted, or zero.
-    struct Ahead {
-        V x[C::gates];
+    // It is loaded as it is stored, and made wide by those who need it: that waits for the memory.
+    template <class E> struct AheadOf {
+        E x[C::gates];
         bool live, fresh;
     };
+    using Ahead = AheadOf<V>;
 
-    DEVICE Ahead ahead(int t, bool wanted = true) const {
-        Ahead found = {};
+    DEVICE AheadOf<S> load_ahead(int t, bool wanted) const {
+        AheadOf<S> found = {};
         if (!at.exists) return found;
         found.live = clock.live(t, at.b);
         found.fresh = clock.fresh(t, at.b);
         if (found.live && wanted) load_x(t, found.x);
         return found;
+    }
+
+    static DEVICE Ahead widened(const AheadOf<S>& v) {
+        Ahead found = {{}, v.live, v.fresh};
+        for (int g = 0; g < C::gates; ++g) found.x[g] = wide(v.x[g]);
+        return found;
+    }
+
+    DEVICE Ahead ahead(int t, bool wanted) const { return widened(load_ahead(t, wanted)); }
+
+    // Has the memory bring what load_ahead(t, true) will load.
+    DEVICE void fetch_ahead(int t) const {
+        if (at.exists && 0 <= t && t < a.T) fetch_x(t);
     }
 
     DEVICE static void enter(const Ahead& v, States s) {
@@ -104,27 +131,58 @@ template <class T, class C> struct Unit {
 
     // The same for backward; r is what was computed of the products. Where all gates see x and r as
     // x + r only, and there is no norm, r is that.
-    struct Behind {
-        V x[C::gates], r[C::gates], s[C::states], arriving[C::states];
+    template <class E> struct BehindOf {
+        E x[C::gates], r[C::gates], s[C::states], arriving[C::states];
         bool live, fresh;
     };
+    using Behind = BehindOf<V>;
+    static constexpr bool SEES_X
+        = NORMED<C> == Normed::PRODUCTS || (!NORM<C> && C::shared < C::gates);
 
-    DEVICE Behind behind(int t) const {
-        Behind found = {};
+    DEVICE int64_t product(int t, int g) const { return (row(t) * C::gates + g) * a.H + at.j; }
+    // Of state k among all states, and among those whose gradients `arriving` gives.
+    DEVICE int64_t entered(int t, int k) const { return k * a.T * plane() + row(t) * a.H + at.j; }
+    DEVICE int64_t arrived(int t, int k) const { return entered(t, k == 0 ? 0 : k - 1); }
+    DEVICE const void* arriving(int k) const { return k == 0 ? a.doutput : a.dcells; }
+
+    DEVICE BehindOf<S> load_behind(int t) const {
+        BehindOf<S> found = {};
         if (!at.exists) return found;
         found.live = clock.live(t, at.b);
         found.fresh = clock.fresh(t, at.b);
         if (!found.live) return found;
-        if (NORMED<C> == Normed::PRODUCTS || (!NORM<C> && C::shared < C::gates)) load_x(t, found.x);
-        const int64_t here = row(t) * a.H + at.j, whole = a.T * plane();
-        for (int g = 0; g < C::gates; ++g)
-            found.r[g] = value(a.products, (row(t) * C::gates + g) * a.H + at.j);
+        if (SEES_X) load_x(t, found.x);
+        for (int g = 0; g < C::gates; ++g) found.r[g] = stored(a.products, product(t, g));
         for (int k = 0; k < C::states; ++k) {
-            found.s[k] = value(form.entered, k * whole + here);
-            const void* const from = k == 0 ? a.doutput : a.dcells;
-            found.arriving[k] = from ? value(from, (k == 0 ? 0 : k - 1) * whole + here) : 0;
+            found.s[k] = stored(form.entered, entered(t, k));
+            if (arriving(k)) found.arriving[k] = stored(arriving(k), arrived(t, k));
         }
         return found;
+    }
+
+    static DEVICE Behind widened(const BehindOf<S>& v) {
+        Behind found = {{}, {}, {}, {}, v.live, v.fresh};
+        for (int g = 0; g < C::gates; ++g) {
+            found.x[g] = wide(v.x[g]);
+            found.r[g] = wide(v.r[g]);
+        }
+        for (int k = 0; k < C::states; ++k) {
+            found.s[k] = wide(v.s[k]);
+            found.arriving[k] = wide(v.arriving[k]);
+        }
+        return found;
+    }
+
+    DEVICE Behind behind(int t) const { return widened(load_behind(t)); }
+
+    DEVICE void fetch_behind(int t) const {
+        if (!at.exists || t < 0 || t >= a.T) return;
+        if (SEES_X) fetch_x(t);
+        for (int g = 0; g < C::gates; ++g) fetch(a.products, product(t, g));
+        for (int k = 0; k < C::states; ++k) {
+            fetch(form.entered, entered(t, k));
+            if (arriving(k)) fetch(arriving(k), arrived(t, k));
+        }
     }
 
     // What is normalised to r[g] was multiplied with it.

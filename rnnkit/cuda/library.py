@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from functools import lru_cache
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from ..native.recipes import Cuda, NoLibrary
 from ..native.recipes.cuda import KINDS, OLDEST
 from .arguments import Form
 
-NAMES = ("columns", "pitch", "shared_bytes", "largest_cluster", "arguments_size", "form_size")
+NAMES = ("columns", "pitch", "shared_bytes", "clusters", "arguments_size", "form_size")
 
 
 class Library:
@@ -50,9 +51,13 @@ class Library:
         """What a kernel says of itself: "columns", "pitch" (H) or "shared_bytes" (H, chunks)."""
         return int(getattr(self.functions, f"rnnkit_{name}")(kernel, *map(ctypes.c_int64, sizes)))
 
-    def largest_cluster(self, shared_bytes: int) -> int:
-        """Of how many blocks of so much shared memory a cluster can be on the current GPU."""
-        return int(self.functions.rnnkit_largest_cluster(ctypes.c_int64(shared_bytes)))
+    def clusters(self, shared_bytes: int) -> tuple[int, ...]:
+        """How many clusters of 2, 3, ... blocks of so much shared memory the current GPU runs at
+        once.
+        """
+        sizes = (map(ctypes.c_int64, (blocks, shared_bytes)) for blocks in range(2, 17))
+        counts = (int(self.functions.rnnkit_clusters(*size)) for size in sizes)
+        return tuple(takewhile(bool, counts))
 
     def launch(self, kernel: Any, arguments: Any, form: Any) -> None:
         code = self.functions.rnnkit_launch(kernel, arguments, form)

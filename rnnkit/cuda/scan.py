@@ -16,7 +16,7 @@ from ..precision import precision_of
 from . import library, stepwise
 from .arguments import Block, Form
 from .library import name_of
-from .plan import Gpu, Plan, kind_of, plan, stepwise_cycles
+from .plan import Gpu, Plan, clusters, kind_of, plan, stepwise_cycles
 
 if TYPE_CHECKING:
     from ..dispatch import Problem
@@ -92,12 +92,13 @@ def gpu_of(device: torch.device) -> Gpu:
     found: Any = torch.cuda.get_device_properties(device)
     kernels, shared_bytes = library.find(device)[0], found.shared_memory_per_block_optin
     with torch.cuda.device(device):
-        largest = kernels.largest_cluster(shared_bytes) if kernels else 1
-    return Gpu(found.multi_processor_count, shared_bytes, largest)
+        several = kernels.clusters(shared_bytes) if kernels else ()
+    processors = found.multi_processor_count
+    return Gpu(processors, shared_bytes, several and (processors, *several))
 
 
 # Where the kernels are emulated: small, so that little suffices to fill it.
-EMULATED = Gpu(12, 227 * 1024, 4)
+EMULATED = Gpu(12, 227 * 1024, clusters(12, 4))
 
 
 def scan(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:

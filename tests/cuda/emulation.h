@@ -148,6 +148,7 @@ DEVICE uint4 load_received(const uint4* from) {
     return *from;
 }
 
+DEVICE void prefetch(const void*) {}
 DEVICE void pause() { emulation::must_switch(); }
 
 int cluster_rank();
@@ -165,8 +166,8 @@ int launch(void (*kernel)(P...), const Launch& how, std::common_type_t<P>... arg
     return emulation::run(how, [&] { kernel(arguments...); });
 }
 
-// As on an H100.
-template <class Kernel> int largest_cluster(Kernel, const Launch&) { return 16; }
+// Of 16 neighbours.
+template <class Kernel> int clusters(Kernel, const Launch& how) { return 16 / how.cluster; }
 
 inline int ready() { return 0; }
 inline const char* launch_error(int) { return emulation_error(); }
