@@ -368,7 +368,14 @@ def test_all_steps_end_in_a_summary(tests, times, sanitizer, status, tmp_path, m
     monkeypatch.setattr(gpu, "environment", lambda: "here")
     monkeypatch.setattr(gpu, "target", lambda: "sm_90")
     assert gpu.main(["--out", str(tmp_path)]) == status
-    assert ran == ["build.log", "tests.log", "times.log", "sanitizer.log", "static.txt"]
+    assert ran == [
+        "build.log",
+        "tests.log",
+        "times.log",
+        "sanitizer.log",
+        "static.txt",
+        "tests.log",
+    ]
     summary = (tmp_path / "summary.txt").read_text()
     for expected in ("1 failed, 2 passed", "FAILED tests/test_a.py", "left out", "12 kernels"):
         assert expected in summary

@@ -49,7 +49,8 @@ def clusters(processors: int, largest: int = 16) -> tuple[int, ...]:
 
 
 A100 = Gpu(108, 163 * 1024)
-H100 = Gpu(132, 227 * 1024, clusters(132))
+# Its clusters as CUDA says it of an H100 SXM, whose multiprocessors do not all have 15 neighbours.
+H100 = Gpu(132, 227 * 1024, (132, 66, 39, 30, 22, 17, 15, 15, 9, *(7,) * 7))
 
 # What csrc/cuda/product.h has by the same names.
 WARPS, TILE_BYTES, TILE_ROWS, TILE_COLUMNS, FRAGMENT_BYTES = 8, 64, 16, 8, 32

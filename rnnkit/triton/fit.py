@@ -71,7 +71,7 @@ def sums(cell: Cell, resident: bool = True) -> bool:
 
 
 def need(inputs: Inputs, columns: int, backward: bool, stages: int) -> int:
-    """Bytes of shared memory of a resident kernel, at most; `benchmarks.static` checks it.
+    """Bytes of shared memory of a resident kernel, at most; `benchmarks static` checks it.
 
     All weights; what the pipeline prefetches of a step's tiles; four tiles that change layout.
     """
@@ -86,7 +86,7 @@ def need(inputs: Inputs, columns: int, backward: bool, stages: int) -> int:
 def choose_form(inputs: Inputs, backward: bool, limit: int | None = None, amd: bool = AMD) -> Form:
     """The form for a problem on a device whose blocks have `limit` bytes of shared memory.
 
-    Each is one whose compiled kernel uses no stack, as `benchmarks.static` shows.
+    Each is one whose compiled kernel uses no stack, as `benchmarks static` shows.
     """
     H, dtype, cell = inputs.x.shape[-1], inputs.x.dtype, inputs.equations
     limit = capacity(inputs.x.device) if limit is None else limit

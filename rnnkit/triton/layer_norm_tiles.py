@@ -1,7 +1,7 @@
 """How the kernels of layer normalisation cut rows into tiles, and programs over them.
 
 Sizes of tiles are in words of four bytes, the registers that they take: an element of float64 takes
-two. They are so large that no compiled kernel uses stack, as `benchmarks.static` shows.
+two. They are so large that no compiled kernel uses stack, as `benchmarks static` shows.
 """
 
 from __future__ import annotations

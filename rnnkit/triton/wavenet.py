@@ -28,7 +28,7 @@ WIDEST = 128
 
 def fused(blocks: Blocks, amd: bool = AMD) -> bool:
     """Whether one program holds all channels: where the matrix units take the products, up to the
-    width at which the compiled kernels keep all in registers, as `benchmarks.static` shows.
+    width at which the compiled kernels keep all in registers, as `benchmarks static` shows.
     """
     C, dtype = blocks.channels, blocks.x.dtype
     if dtype.itemsize > 2 and not INTERPRETED:
