@@ -5,6 +5,7 @@
     profile  where the time of one call goes
     static   compiles every kernel for GPUs that need not be here, with the compiler's figures
     plan     how the CUDA kernels would share out a step
+    steps    the time of a step of the recurrent kernels, in each of their forms
     gpu      all that a GPU should tell, in one folder
 
 Each has --help.
@@ -15,7 +16,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-COMMANDS = ("run", "report", "profile", "static", "plan", "gpu")
+COMMANDS = ("run", "report", "profile", "static", "plan", "steps", "gpu")
 
 
 def main(argv: list[str]) -> int:

@@ -17,6 +17,7 @@ from problems import sample as sample_on
 from test_scan import assert_same, run
 
 import rnnkit
+from benchmarks import steps
 from rnnkit import dispatch
 from rnnkit.cells import CELLS
 from rnnkit.cuda import library, plan
@@ -377,3 +378,18 @@ def shows(emulated, inputs, expected, k):
         return True
     pairs = zip(found, expected, strict=True)
     return not all(torch.allclose(a, b, 1e-4, 1e-5) for a, b in pairs)
+
+
+def test_the_times_of_steps(cuda, monkeypatch):
+    """`benchmarks steps` calls every form there is, and says how long its steps take."""
+    monkeypatch.setattr(steps, "LENGTHS", (1, 3))
+    monkeypatch.setattr(cuda_scan, "gpu_of", lambda device: plan.H100)
+    problem = steps.Problem("lstm", "fp32", 2, 40)
+    found = list(steps.rows(problem, torch.device(DEVICE_NAME)))
+    pinned = [v["form"] for v in found if " units a block, " in v["form"]]
+    assert len(pinned) == 4 and found[-1]["form"] == "triton"
+    for row in found:
+        assert math.isfinite(row["forward_us"]) and math.isfinite(row["backward_us"])
+        assert row["form"] in steps.line(row)
+        planned = row["form"] not in ("triton", "cuda, stepwise")
+        assert planned == ("forward_model_us" in row), row
