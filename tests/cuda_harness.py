@@ -21,7 +21,7 @@ EMULATION = Path(__file__).parent / "cuda"
 CSRC = Path(__file__).parents[1] / "csrc"
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
 FLAGS = (
-    *("-O2", "-std=c++17", "-fPIC", "-Wall", "-Werror"),
+    *("-O1", "-std=c++17", "-fPIC", "-Wall", "-Werror"),
     # What nvcc allows: the same memory seen as words and as numbers, and #pragma unroll.
     *("-fno-strict-aliasing", "-Wno-unknown-pragmas"),
 )

@@ -83,7 +83,7 @@ def test_cell(variant, counter):
 OPTIONS = {"zoneout": 0.2, "recurrent_dropout": 0.3, "weight_dropout": 0.2, "num_heads": 2}
 
 
-@pytest.mark.parametrize("save_memory", [0, 3])
+@pytest.mark.parametrize("save_memory", [pytest.param(0, marks=pytest.mark.slow), 3])
 @main_variant
 def test_regularisers(variant, save_memory, counter):
     """With every option in training, one graph gives what the layer gives with the same seed.

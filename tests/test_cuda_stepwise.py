@@ -22,6 +22,7 @@ from test_cuda_kernels import (
     DTYPES,
     EPS,
     cells,
+    chosen,
     in_double,
     install,
     largest,
@@ -291,7 +292,7 @@ PLANTED = {
 
 
 @pytest.mark.skipif(DEVICE_NAME == "cuda", reason="defects are shown by schedules")
-@pytest.mark.parametrize("defect", PLANTED)
+@pytest.mark.parametrize("defect", chosen(PLANTED, "sums that are read too early"))
 def test_defects_are_found(defect, cuda, pytestconfig, tmp_path):
     """At least one of the schedules shows a defect; without it none does, as is seen above."""
     inputs = sample("lstm_norm", WARPS)

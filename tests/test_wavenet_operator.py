@@ -164,7 +164,7 @@ def stacked(call, move=lambda v: v):
 
 
 @heavy
-@pytest.mark.parametrize("layout", ["dense", "permuted"])
+@pytest.mark.parametrize("layout", [pytest.param("dense", marks=pytest.mark.slow), "permuted"])
 def test_opcheck(on, kind, layout, device):
     call = sample(device, 2, 8, 4, **KINDS[kind])
     move = permuted if layout == "permuted" else lambda v: v
