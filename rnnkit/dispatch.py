@@ -262,8 +262,8 @@ def plain(x: Tensor) -> bool:
     """Whether only autograd looks at x's operations: no trace, transform, mode or subclass."""
     return (
         type(x) in (Tensor, torch.nn.Parameter)
-        and not torch._C._functorch.is_legacy_batchedtensor(x)
         and not tracing(x)
+        and not torch._C._functorch.is_legacy_batchedtensor(x)
         and not torch._C._are_functorch_transforms_active()
         and torch._C._len_torch_dispatch_stack() == 0
         and not in_forward_mode()

@@ -7,7 +7,7 @@ autograd.Function made of the same formula; and in forward mode through plain to
 is some, or else through that function, which refuses tangents.
 
 Where only autograd looks at the call, it needs no operator either: the same formula then goes
-around torch.library, whose layers of Python cost as much as all else of a short call.
+around torch.library, whose layers of Python are a fifth of a short call's time on the host.
 """
 
 from __future__ import annotations
