@@ -27,8 +27,6 @@ from pathlib import Path
 
 import torch
 
-from rnnkit.cuda.scan import gpu_of
-
 from .facts import ROOT, facts, output_of
 from .rows import read
 from .table import failures, table
@@ -113,7 +111,6 @@ def environment() -> str:
     parts = [json.dumps(facts(torch.device("cuda")), indent=2)]
     parts.append(output_of("nvidia-smi") or "nvidia-smi: not found")
     parts.append(f"{torch.cuda.get_device_properties(0)}")
-    parts.append(f"as the planner sees it: {gpu_of(torch.device('cuda', 0))}")
     return "\n\n".join(parts) + "\n"
 
 

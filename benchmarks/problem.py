@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import copy
 import math
 import os
@@ -18,7 +19,17 @@ from rnnkit import dispatch
 
 from .timing import Call, Tensors, error_bound, worst
 
-__all__ = ["DTYPES", "MODES", "Built", "Case", "Choice", "LayerCall", "Problem", "build_case"]
+__all__ = [
+    "DTYPES",
+    "MODES",
+    "Built",
+    "Case",
+    "Choice",
+    "LayerCall",
+    "Problem",
+    "build_case",
+    "shape",
+]
 
 DTYPES = {
     "fp32": torch.float32,
@@ -46,6 +57,26 @@ class Problem(Protocol):
     @property
     def bound_sizes(self) -> tuple[int, int]: ...
     def _asdict(self) -> dict[str, Any]: ...
+
+
+def shape(names: str, count: str) -> Callable[[str], tuple[int, ...]]:
+    """What reads sizes of these names, so many, off a command line."""
+
+    def parsed(text: str) -> tuple[int, ...]:
+        words = text.split(",")
+        if len(words) != len(names.split(",")) or not all(map(is_size, words)):
+            error = f"expected {names}, {count} positive numbers, got {text!r}"
+            raise argparse.ArgumentTypeError(error)
+        return tuple(map(int, words))
+
+    return parsed
+
+
+def is_size(word: str) -> bool:
+    try:
+        return int(word) > 0
+    except ValueError:
+        return False
 
 
 class Choice(NamedTuple):

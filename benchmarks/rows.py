@@ -130,6 +130,7 @@ def beaten(rows: Iterable[Row]) -> list[str]:
         for name, base in bases.items():
             if ours is None or not ours["ratios"] or not base["ratios"]:
                 continue
+            # Who is far slower than the baseline takes part in fewer rounds.
             each = [a / b for a, b in zip(ours["ratios"], base["ratios"], strict=False)]
             low, middle, _ = spread(each)
             if low > 1 + SPREAD:

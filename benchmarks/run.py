@@ -26,7 +26,7 @@ from rnnkit.dispatch import recording
 
 from .base import Base
 from .facts import facts, now
-from .problem import DTYPES, MODES, Choice, LayerCall, Problem, switches
+from .problem import DTYPES, MODES, Choice, LayerCall, Problem, shape, switches
 from .progress import Progress
 from .rows import RESULTS, SAME, Row, append, beaten, key, marked, read, said, slower
 from .suites import SUITES, load, ordered, suite_of
@@ -127,17 +127,6 @@ def described(problem: Problem) -> Row:
     return {"suite": suite_of(problem)} | problem._asdict()
 
 
-def shape(text: str) -> tuple[int, int, int]:
-    """T,B,H."""
-    try:
-        T, B, H = map(int, text.split(","))
-    except ValueError:
-        T = B = H = 0
-    if min(T, B, H) < 1:
-        raise argparse.ArgumentTypeError(f"expected T,B,H, three positive numbers, got {text!r}")
-    return T, B, H
-
-
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks run", description=(__doc__ or "").splitlines()[0]
@@ -148,7 +137,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--cells", nargs="+", help="registered cells, forecasting models, or layers")
     add("--modes", nargs="+", choices=MODES)
     add("--dtypes", nargs="+", choices=list(DTYPES))
-    add("--shapes", nargs="+", type=shape, metavar="T,B,H", help="of the suite rnn")
+    add(
+        "--shapes",
+        nargs="+",
+        type=shape("T,B,H", "three"),
+        metavar="T,B,H",
+        help="of the suite rnn",
+    )
     add("--budget", type=float, default=math.inf, help="seconds after which no row is started")
     add("--repeats", type=int, default=1, help="times that each problem is to be stored")
     add("--base", metavar="REV", help="a revision to measure beside this one")

@@ -33,14 +33,14 @@ from rnnkit.precision import precision_of
 from rnnkit.triton import scan as triton
 
 from .facts import facts
-from .problem import DTYPES, switches
+from .plan import MODELS, microseconds
+from .problem import DTYPES, shape, switches
 from .rows import RESULTS, Row, append
 from .timing import Timer, on_cpu, on_cuda
 
 # How long the two scans are, and how often each is timed.
 LENGTHS, TIMES = (64, 320), 3
 SHAPES = [(8, 64), (64, 64), (64, 128), (64, 256), (8, 512), (64, 512), (256, 512), (64, 1024)]
-GHZ = 1.755  # of the model's cycles
 
 
 class Problem(NamedTuple):
@@ -111,7 +111,9 @@ def model(plans: list[Plan | str]) -> Row:
     """The same by the planner's model; a step by cuBLAS has none here."""
     named = zip(("forward_model_us", "backward_model_us"), plans, strict=True)
     return {
-        name: round(plan.cycles / GHZ / 1e3, 3) for name, plan in named if isinstance(plan, Plan)
+        name: microseconds(plan.cycles, MODELS["H100"])
+        for name, plan in named
+        if isinstance(plan, Plan)
     }
 
 
@@ -128,17 +130,6 @@ def rows(problem: Problem, device: torch.device) -> Iterator[Row]:
                     found = times(cuda, problem, device) | model(plans)
                     yield problem._asdict() | {"form": name} | found
         yield problem._asdict() | {"form": "triton"} | times(triton, problem, device)
-
-
-def shape(text: str) -> tuple[int, int]:
-    """B,H."""
-    try:
-        B, H = map(int, text.split(","))
-    except ValueError:
-        B = H = 0
-    if min(B, H) < 1:
-        raise argparse.ArgumentTypeError(f"expected B,H, two positive numbers, got {text!r}")
-    return B, H
 
 
 def line(row: Row) -> str:
@@ -159,7 +150,7 @@ def main(argv: list[str] | None = None) -> int:
     add = parser.add_argument
     add("--cells", nargs="+", default=["lstm", "gru"], choices=list(CELLS))
     add("--dtypes", nargs="+", default=["bf16", "tf32", "fp32"], choices=list(DTYPES))
-    add("--shapes", nargs="+", type=shape, default=SHAPES, metavar="B,H")
+    add("--shapes", nargs="+", type=shape("B,H", "two"), default=SHAPES, metavar="B,H")
     add("--budget", type=float, default=math.inf, help="seconds after which no problem is begun")
     add("--out", type=Path, default=RESULTS / "steps" / "cuda.jsonl", help="file of rows")
     args = parser.parse_args(argv)

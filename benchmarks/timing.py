@@ -27,9 +27,9 @@ WARM_CALLS = 3
 MOST_CALLS = 1 << 16
 # A call that takes so many turns is one.
 LONG_TURNS = 4
-# Who is so many times slower than the baseline takes part in so many rounds: nobody needs to know
-# exactly how slow.
-SLOW, SLOW_ROUNDS = 8, 2
+# Who is so many times slower than the baseline in each of so many rounds takes part in no more:
+# nobody needs to know exactly how slow.
+SLOW, SLOW_ROUNDS = 16, 2
 
 
 class Plan(NamedTuple):
@@ -140,14 +140,13 @@ def seconds_of(call: Call, calls: int, timer: Timer) -> float:
 
 class Turn(NamedTuple):
     """One provider's turn: samples, each of some calls. warm: whether a call warms the caches again
-    before them, as a long call does not need. seconds: of a call, roughly.
+    before them, as a long call does not need.
     """
 
     call: Call
     calls: int
     samples: int
     warm: bool
-    seconds: float
 
     def take(self, timer: Timer) -> list[float]:
         """The seconds per call of each sample."""
@@ -160,13 +159,18 @@ class Turn(NamedTuple):
 def prepare(call: Call, timer: Timer, plan: Plan) -> Turn:
     """Warms up and finds how many calls make a sample, and how many samples make a turn."""
     for _ in range(WARM_CALLS):
-        if (seconds := seconds_of(call, 1, timer)) > LONG_TURNS * plan.turn:
-            return Turn(call, 1, 1, False, seconds)
+        if seconds_of(call, 1, timer) > LONG_TURNS * plan.turn:
+            return Turn(call, 1, 1, False)
     calls = 1
     while (seconds := seconds_of(call, calls, timer)) < plan.sample and calls < MOST_CALLS:
         calls *= 2
-    samples = max(1, int(plan.turn / max(seconds, plan.sample)))
-    return Turn(call, calls, samples, True, seconds / calls)
+    return Turn(call, calls, max(1, int(plan.turn / max(seconds, plan.sample))), True)
+
+
+def ratios(result: Result, baseline: Result) -> list[float]:
+    """Of each round that both took part in; none of a provider, or a baseline, that failed."""
+    both = zip(result.rounds, baseline.rounds, strict=False)
+    return [statistics.median(own) / statistics.median(base) for own, base in both]
 
 
 def measure(
@@ -191,15 +195,12 @@ def measure(
     results = {name: judge(name, call, expected, bound, timer) for name, call in judged.items()}
     right = {name: call for name, call in providers.items() if results[name].failure is None}
     turns = {name: prepare(call, timer, plan) for name, call in right.items()}
-    first = next(iter(providers))
-    slow = SLOW * turns[first].seconds if first in turns else math.inf
+    baseline = results[next(iter(providers))]
     for k in range(plan.rounds):
         for name, turn in turns.items():
-            if turn.seconds < slow or k < SLOW_ROUNDS:
+            far = min(ratios(results[name], baseline), default=0) > SLOW
+            if k < SLOW_ROUNDS or not far:
                 results[name].rounds.append(turn.take(timer))
-    baseline = results[first]
     for result in results.values():
-        # Both are empty for a provider, or a baseline, that failed.
-        both = zip(result.rounds, baseline.rounds, strict=False)
-        result.ratios = [statistics.median(own) / statistics.median(base) for own, base in both]
+        result.ratios = ratios(result, baseline)
     return list(results.values())

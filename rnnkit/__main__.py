@@ -8,6 +8,7 @@ import platform
 import torch
 
 from .cuda import library
+from .cuda.scan import gpu_of
 from .dispatch import BACKENDS, Problem, why_not
 from .version import __version__
 
@@ -40,6 +41,8 @@ def main() -> None:
             problem = Problem(cell="lstm", device=device, **sizes, **plain)  # type: ignore[arg-type]
             reason = why_not(backend, problem)
             print(f"  {backend}: {'works' if reason is None else reason}")
+            if backend == "cuda" and reason is None:
+                print(f"    the planner's view: {gpu_of(device)}")
 
 
 if __name__ == "__main__":
