@@ -258,12 +258,11 @@ def tracing(x: Tensor) -> bool:
     return torch.compiler.is_compiling() or any(type(size) is not int for size in x.shape)
 
 
-def plain(x: Tensor) -> bool:
-    """Whether only autograd looks at x's operations: no trace, transform, mode or subclass."""
+def plain(*tensors: Tensor) -> bool:
+    """Whether only autograd looks at their operations: no trace, transform, mode or subclass."""
     return (
-        type(x) in (Tensor, torch.nn.Parameter)
-        and not tracing(x)
-        and not torch._C._functorch.is_legacy_batchedtensor(x)
+        all(type(v) in (Tensor, torch.nn.Parameter) and not tracing(v) for v in tensors)
+        and not any(map(torch._C._functorch.is_legacy_batchedtensor, tensors))
         and not torch._C._are_functorch_transforms_active()
         and torch._C._len_torch_dispatch_stack() == 0
         and not in_forward_mode()

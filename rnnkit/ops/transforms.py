@@ -49,7 +49,7 @@ def differentiable(
     direct = function(forward=run, backward=backward)
 
     def call(*args: Any) -> Any:
-        if all(plain(v) for v in args if isinstance(v, Tensor)):
+        if plain(*(v for v in args if isinstance(v, Tensor))):
             return direct.apply(*args)
         tangents = forward_ad._current_level >= 0
         if tangents and forward_mode is not None:
