@@ -20,7 +20,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 SPREAD = 0.15
 OLD_CELLS = {"LSTM": "lstm", "GRU": "gru", "RNN": "rnn_tanh"}
 # What must be equal for two measurements to be of the same thing.
-SAME = ("device", "threads", "torch", "commit")
+SAME = ("device", "threads", "torch", "commit", "asked")
 
 
 def read(path: Path) -> list[Row]:
@@ -85,7 +85,7 @@ def disagree(a: float | None, b: float | None) -> bool:
 def alike(row: Row, other: Row) -> bool:
     """Whether two rows measured the same code in the same place."""
     clean = row["commit"] is not None and not row["commit"].endswith("-dirty")
-    return clean and all(row[name] == other[name] for name in SAME)
+    return clean and all(row.get(name) == other.get(name) for name in SAME)
 
 
 def previous(row: Row, stored: Iterable[Row]) -> Row | None:

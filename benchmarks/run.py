@@ -2,7 +2,7 @@
 
     python -m benchmarks run [--device cpu|cuda] [--suite rnn|norm|conv|forecasting|all]
         [--cells lstm ...] [--modes inference ...] [--dtypes fp32 ...] [--shapes T,B,H ...]
-        [--budget SECONDS] [--repeats N] [--base REV] [--out results.jsonl]
+        [--providers rnnkit ...] [--budget SECONDS] [--repeats N] [--base REV] [--out results.jsonl]
 
 Rows are appended to the file as they are measured, the most telling problem first; what the file
 has of this commit and machine already is not measured again (--repeats asks for several times). The
@@ -26,7 +26,7 @@ from rnnkit.dispatch import recording
 
 from .base import Base
 from .facts import facts, now
-from .problem import DTYPES, MODES, Choice, LayerCall, Problem, shape, switches
+from .problem import DTYPES, MODES, Built, Choice, LayerCall, Problem, shape, switches
 from .progress import Progress
 from .rows import RESULTS, SAME, Row, append, beaten, key, marked, read, said, slower
 from .suites import SUITES, load, ordered, suite_of
@@ -96,11 +96,21 @@ def rounded(value: Any) -> Any:
     return float(f"{value:.5g}") if math.isfinite(value) else None
 
 
-def run(problem: Problem, device: torch.device, base: Base | None = None) -> list[Row]:
-    """The rows of one problem; the first also says which providers are absent, and why."""
+def run(
+    problem: Problem,
+    device: torch.device,
+    base: Base | None = None,
+    asked: list[str] | None = None,
+) -> list[Row]:
+    """The rows of one problem; the first also says which providers are absent, and why.
+
+    asked: the providers to measure, beside the baseline; None is all.
+    """
     on_gpu, suite = device.type == "cuda", load(suite_of(problem))
     with switches(problem.dtype) if on_gpu else nullcontext():
         built = suite.build(problem, device)
+        if asked is not None:
+            keep_only(asked, built)
         if base is not None:
             base.add(problem, device, built)
         timer, plan = on_cuda if on_gpu else on_cpu, suite.plan(device.type)
@@ -112,11 +122,20 @@ def run(problem: Problem, device: torch.device, base: Base | None = None) -> lis
     return rows
 
 
+def keep_only(asked: list[str], built: Built) -> None:
+    """Drops the other providers, but for the baseline, and says so."""
+    baseline = next(iter(built.providers))
+    for name in [v for v in built.providers if v != baseline and v not in asked]:
+        del built.providers[name]
+        built.checks.pop(name, None)
+        built.absent[name] = "it was not asked for"
+
+
 def waiting(problems: list[Problem], stored: list[Row], shared: Row, times: int) -> list[Problem]:
     """The problems that have been measured less often in this place, in turns."""
     done: dict[tuple[Any, ...], set[str]] = {}
     for row in stored:
-        if all(row.get(name) == shared[name] for name in SAME):
+        if all(row.get(name) == shared.get(name) for name in SAME):
             done.setdefault(key(row), set()).add(row["date"])
     dirty = shared["commit"] is None or shared["commit"].endswith("-dirty")
     counts = {p: 0 if dirty else len(done.get(key(described(p)), ())) for p in problems}
@@ -144,6 +163,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         metavar="T,B,H",
         help="of the suite rnn",
     )
+    add("--providers", nargs="+", help="beside the baseline, only these")
     add("--budget", type=float, default=math.inf, help="seconds after which no row is started")
     add("--repeats", type=int, default=1, help="times that each problem is to be stored")
     add("--base", metavar="REV", help="a revision to measure beside this one")
@@ -176,6 +196,8 @@ def main(argv: list[str] | None = None) -> int:
     start, args = time.monotonic(), parse(argv)
     device = torch.device(args.device)
     shared, stored = facts(device), read(args.out)
+    if args.providers is not None:
+        shared |= {"asked": sorted(args.providers)}
     rows: list[Row] = []
     left = waiting(args.problems, stored, shared, args.repeats)
     with ExitStack() as stack:
@@ -186,7 +208,7 @@ def main(argv: list[str] | None = None) -> int:
             progress.step(said(described(problem)))
             # Runs of one problem are told apart by when they began.
             more = shared | {"date": now()}
-            found = [row | more for row in run(problem, device, base)]
+            found = [row | more for row in run(problem, device, base, args.providers)]
             found = [marked(row, [*stored, *rows]) for row in found]
             append(args.out, found)
             rows += found
@@ -198,6 +220,9 @@ def summary(rows: list[Row], stored: list[Row], left: list[Problem], args: Any) 
     absent = [row.get("absent") or {} for row in rows]
     missing = {name: why for reasons in absent for name, why in reasons.items()}
     than_base, wrong = beaten(rows), failures(rows)
+    known = missing.keys() | {row["provider"] for row in rows}
+    unknown = [v for v in args.providers or () if rows and v not in known]
+    wrong += [f"no problem has a provider {name}" for name in unknown]
     lines = [table(rows), *(f"absent: {name}: {reason}" for name, reason in missing.items())]
     lines += [f"failed: {failure}" for failure in wrong]
     lines += [f"slower: {line}" for line in (*than_base, *slower(rows, stored))]

@@ -90,6 +90,15 @@ def test_what_is_stored_is_not_measured_again(tmp_path, monkeypatch):
     assert len(measured) == 10, "nobody knows which code"
 
 
+def test_only_the_providers_asked_for_are_measured(tmp_path, capsys):
+    arguments = [*ONE, "--out", str(tmp_path / "rows.jsonl"), "--providers"]
+    assert run.main([*arguments, "rnnkit"]) == 0
+    assert run.main([*arguments, "rnnkit reference", "mine"]) == 1
+    assert "failed: no problem has a provider mine\n" in capsys.readouterr().out
+    found = [row["provider"] for row in read(tmp_path / "rows.jsonl")]
+    assert found == ["torch.nn", "rnnkit", "torch.nn", "rnnkit reference"]
+
+
 @pytest.fixture
 def wrong(monkeypatch):
     """Outputs that are one thousandth too large."""
