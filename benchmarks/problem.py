@@ -17,10 +17,12 @@ from torch import Tensor, nn
 import rnnkit
 from rnnkit import dispatch
 
+from .graph import Graphed
 from .timing import Call, Tensors, error_bound, worst
 
 __all__ = [
     "DTYPES",
+    "IN_GRAPH",
     "MODES",
     "Built",
     "Case",
@@ -39,6 +41,8 @@ DTYPES = {
 }
 # torch has no dtype to ask for the last bit of a TF32 number.
 EPS = {name: torch.finfo(dtype).eps for name, dtype in DTYPES.items()} | {"tf32": 2.0**-10}
+# What a provider is called whose calls are replayed.
+IN_GRAPH = " in a CUDA graph"
 MODES = ("forward+backward", "inference", "forward")
 
 
@@ -150,6 +154,7 @@ class Case:
 
     ours: rnnkit's layer. twin: torch.nn's of the same state_dict; None where it has none.
     call: calls a layer, where that takes more than the input.
+    on_host: what of the twin's call waits for the device; None if nothing does.
     """
 
     problem: Any
@@ -158,6 +163,7 @@ class Case:
     input: Tensor
     call: Callable[[nn.Module, Tensor], Any] = lambda layer, input: layer(input)
     peers: Mapping[str, Callable[[Case], Call | str]] = field(default_factory=dict)
+    on_host: str | None = None
 
     def __post_init__(self) -> None:
         if self.twin is not None:
@@ -238,6 +244,10 @@ def candidates(case: Case) -> Iterator[tuple[str, Call | str]]:
     yield "rnnkit", ours
     for name, peer in case.peers.items():
         yield name, peer(case)
+    if case.input.is_cuda:
+        yield f"rnnkit{IN_GRAPH}", Graphed(ours)
+        whole = missing if case.twin is None else Graphed(case.of(case.twin))
+        yield f"torch.nn{IN_GRAPH}", case.on_host or whole
 
 
 def build_case(case: Case) -> Built:

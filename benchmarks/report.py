@@ -14,7 +14,7 @@ from pathlib import Path
 
 from .facts import ROOT
 from .figures import PROVIDERS, Figure, current, draw, figures, home
-from .problem import MODES
+from .problem import IN_GRAPH, MODES
 from .rows import RESULTS, Row, latest, read, said
 
 MARKS = ("<!-- benchmarks: python -m benchmarks report -->", "<!-- end of benchmarks -->")
@@ -65,8 +65,9 @@ def ms(row: Row | None) -> str:
 def times(found: dict[str, Row]) -> str:
     """How many times as fast as the best of the others ours is."""
     ours = found.get("rnnkit")
-    others = {k: v for k, v in found.items() if not k.startswith("rnnkit") and v["p50_ms"]}
-    others = others or {k: v for k, v in found.items() if k == "rnnkit reference" and v["p50_ms"]}
+    eager = {k: v for k, v in found.items() if v["p50_ms"] and not k.endswith(IN_GRAPH)}
+    others = {k: v for k, v in eager.items() if not k.startswith("rnnkit")}
+    others = others or {k: v for k, v in eager.items() if k == "rnnkit reference"}
     if ours is None or not ours["p50_ms"] or not others:
         return "-"
     best = min(others, key=lambda name: others[name]["p50_ms"])

@@ -77,10 +77,16 @@ def on_cpu(call: Callable[[], object], calls: int) -> float:
     return time.perf_counter() - start
 
 
-def on_cuda(call: Callable[[], object], calls: int) -> float:
-    """By device events; the device is idle before the first, so that all host time counts."""
+def on_cuda(call: Callable[[], object], calls: int, head_start: int = 0) -> float:
+    """By device events; the device is idle before the first, so that all host time counts.
+
+    head_start: cycles for which the device is busy then. No host time counts if it has launched
+    all calls by their end.
+    """
     torch.cuda.synchronize()
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    if head_start:
+        torch.cuda._sleep(head_start)
     start.record()
     for _ in range(calls):
         call()

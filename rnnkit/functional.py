@@ -11,6 +11,7 @@ from torch import Tensor
 from . import dispatch
 from .cells import find
 from .ops.causal_conv1d import causal_conv1d
+from .ops.layer import Whole, layer
 from .ops.layer_norm import layer_norm
 from .ops.scan import scan
 from .ops.wavenet import wavenet
@@ -85,13 +86,14 @@ def recurrent(
     equations = find(cell)
     check_own(weights, equations)
     more: Any = (state, weights, equations, reverse, lengths, resets, noise)
+    whole: Whole | None = getattr(backend, "WHOLE", None)
     alone = None
-    if hasattr(backend, "layer") and takes_projection(input, weights[0]):
-        alone = projection_of(input, weights, equations, backend.empty)
-    if alone is not None:
+    if whole is not None and takes_projection(input, weights[0]):
+        alone = projection_of(input, weights, equations, whole)
+    if whole is not None and alone is not None:
         projection, x, b = alone
         inputs, h0 = prepare(x, b, *more)
-        output, cells, final = backend.layer(projection, inputs)
+        output, cells, final = layer(whole, projection, inputs)
     else:
         inputs, h0 = prepare(*project(input, weights, equations), *more)
         output, cells, final = scan(*with_groups(inputs))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,6 +11,9 @@ from torch import Tensor
 from .cells import Cell
 from .cells.norm import normalise
 from .ops.sequence import Inputs, backward_groups, fresh, starts
+
+if TYPE_CHECKING:
+    from .ops.layer import Whole
 
 Tensors = tuple[Tensor, ...]
 
@@ -176,11 +179,9 @@ def projection_of(
     input: Tensor,
     weights: Sequence[Weights],
     cell: Cell,
-    empty: Callable[[tuple[int, ...], Tensor], Tensor],
+    whole: Whole,
 ) -> tuple[Projection, Tensor, Tensor | None] | None:
     """The projection, an empty x and b of the scan; None where x is not made so.
-
-    empty(shape, like) makes a tensor of like's dtype.
 
     What `project` does by torch's operations, for a backend that does it by itself.
     """
@@ -193,7 +194,7 @@ def projection_of(
         b = [w.norm_bias for w in weights]
     elif norm is not None:
         gains = [w.norm_ih_weight for w in weights]
-        if None in gains:
+        if None in gains or not whole.norms:
             return None
         b_ih = [total(w.norm_ih_bias, w.b_ih) for w in weights]
         b = [total(w.b_hh, w.norm_bias) for w in weights]
@@ -204,7 +205,7 @@ def projection_of(
     assert ih is not None
     gain = None if gains is None else stacked(gains, G, heads)
     T, B, _ = input.shape
-    x = empty((T, B, len(weights) * heads, G, ih.shape[-2] // G), input)
+    x = whole.empty((T, B, len(weights) * heads, G, ih.shape[-2] // G), input)
     return Projection(input, ih, stacked(b_ih, G, heads), gain), x, stacked(b, G, heads)
 
 

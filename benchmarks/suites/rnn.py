@@ -130,7 +130,9 @@ def build(problem: Problem, device: torch.device) -> Built:
     lengths = torch.randint(max(T // 4, 1), T + 1, (B,))
     lengths[0] = T
     call = partial(with_lengths, lengths, lengths.to(device))
-    return build_case(Case(problem, ours, twin, input, call, peers))
+    return build_case(
+        Case(problem, ours, twin, input, call, peers, "it packs by lengths on the host")
+    )
 
 
 def tame(layer: nn.Module) -> None:

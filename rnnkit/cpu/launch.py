@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..native.arguments import address, dense, described
+from ..native.arguments import address, dense, described, ready
 from ..ops.allocate import (
     allocate,
     allocate_gradients,
@@ -103,15 +103,25 @@ def backward(
     return found
 
 
+def forward_through(
+    projection: Projection, inputs: Inputs, keep: bool
+) -> tuple[tuple[Tensor, Tensor, Tensor], Sequence[Tensor | None]]:
+    """A whole layer, as `rnnkit.ops.layer.Whole` has it."""
+    found, kept = forward(ready(inputs), keep, dense_projection(projection))
+    return found, kept or ()
+
+
 def backward_through(
     projection: Projection,
-    wanted: tuple[bool, bool],
     inputs: Inputs,
     states: tuple[Tensor, ...],
-    kept: Kept,
-    arriving: tuple[Tensor | None, ...],
+    kept: Sequence[Tensor | None],
+    arriving: Sequence[Tensor | None],
+    wanted: tuple[bool, bool],
 ) -> tuple[Tensor | None, ...]:
-    """The projection's gradients, only if wanted: the input's, the others'; dw, db, ds0 and dp."""
+    """The gradients of a whole layer, as `rnnkit.ops.layer.Whole` has it."""
+    projection, inputs = dense_projection(projection), ready(inputs)
+    every = Kept(*kept)  # type: ignore[arg-type]
 
     def like(v: Tensor | None, wanted: bool = True) -> Tensor | None:
         return torch.empty_like(v) if wanted and v is not None else None
@@ -121,8 +131,8 @@ def backward_through(
     dw, db, ds0, dp = map(like, (inputs.w, inputs.b, inputs.s0, inputs.p))
     names = ("dinput", "dw_ih", "db_ih", "dx_gain")
     more = dict(zip(names, map(address, (dinput, *of_weights)), strict=True))
-    more |= of_projection(inputs, projection, kept.x_scales)
-    launch_backward(inputs, states, kept, arriving, (0, (dw, db, ds0, dp)), more)
+    more |= of_projection(inputs, projection, every.x_scales)
+    launch_backward(inputs, states, every, tuple(arriving), (0, (dw, db, ds0, dp)), more)
     return dinput, *of_weights, dw, db, ds0, dp
 
 

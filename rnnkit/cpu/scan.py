@@ -7,19 +7,20 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from ..native.arguments import ready
+from ..ops.layer import Whole
 from ..ops.sequence import Inputs
 from . import library
-from .launch import Kept, backward, forward
-from .layer import layer
+from .launch import Kept, backward, backward_through, forward, forward_through
 from .memory import empty
 
 if TYPE_CHECKING:
     from ..dispatch import Problem
 
-__all__ = ["KEEPS", "empty", "gradients", "layer", "note", "scan", "why_not"]
+__all__ = ["KEEPS", "WHOLE", "gradients", "note", "scan", "why_not"]
 
 # Backward is faster where forward has kept what its products gave.
 KEEPS = True
+WHOLE = Whole(empty, True, forward_through, backward_through)
 # The directions of the runs of groups are bits of one number.
 MOST_RUNS = 63
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..cells import find
 from ..native import arguments as native
 from ..ops.allocate import allocate
+from ..ops.layer import BY_TORCH
 from ..ops.sequence import Inputs
 from ..precision import precision_of
 from . import library, stepwise
@@ -21,6 +22,7 @@ from .plan import Gpu, Plan, clusters, kind_of, plan, stepwise_cycles
 if TYPE_CHECKING:
     from ..dispatch import Problem
 
+WHOLE = BY_TORCH
 # The directions of the runs of groups are bits of one number.
 MOST_RUNS = 63
 
@@ -169,8 +171,9 @@ def run(
     kernel = found.persistent(name, kind, chosen.unit_tiles, backward, chosen.cluster)
     # A cluster needs neither: its blocks have buffers and barriers in their shared memory.
     every = 0 if chosen.cluster else N * chosen.slices * chosen.chunks
-    exchange = x.new_zeros(2 * every * chosen.columns * chosen.pitch, dtype=torch.uint8)
-    arrivals = x.new_zeros(every, dtype=torch.int32)
+    size = 2 * every * chosen.columns * chosen.pitch
+    exchange = x.new_zeros(size + 4 * every, dtype=torch.uint8) if every else None
+    place = native.address(exchange)
     with torch.cuda.device_of(x):
         form = Form(
             chosen.blocks,
@@ -178,8 +181,8 @@ def run(
             chosen.chunks,
             native.address(tensors.get("entered")),
             native.address(tensors.get("dr")),
-            exchange.data_ptr(),
-            arrivals.data_ptr(),
+            place,
+            place + size,
             chosen.pitch,
             torch.cuda.current_stream(x.device).cuda_stream if x.is_cuda else 0,
         )

@@ -82,6 +82,7 @@ class Arguments(NamedTuple):
 
 
 Block = ctypes.c_int64 * len(Arguments._fields)
+PLACES = {name: k for k, name in enumerate(Arguments._fields)}
 
 
 def address(v: Tensor | None) -> int:
@@ -144,4 +145,7 @@ def described(inputs: Inputs, more: dict[str, int]) -> Any:
         address(lengths), *((0, 0) if lengths is None else lengths.stride()),
         address(resets), *((0, 0, 0) if resets is None else resets.stride()),
     ]  # fmt: skip
-    return Block(*Arguments(*leading, **more))
+    block = Block(*leading)  # the rest is zero
+    for name, value in more.items():
+        block[PLACES[name]] = value
+    return block

@@ -22,7 +22,7 @@ def gradients(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """dx, dw, db, ds0 and dp: all that is parallel in time here, the rest in the backend."""
     prev, n, scale = products_again(inputs, states)
-    q = fed(inputs, inputs.x.unbind(3), prev.unbind(0), n)
+    q = fed(inputs, seen_gates(inputs), prev.unbind(0), n)
     dx, dr, ds0, dp = backend.scan_backward(inputs, prev, n, scale, *arriving)
     # Without a bias nobody reads its gradient, and to sum it would read all of dr.
     db = dr.new_zeros(inputs.w.shape[:2]) if inputs.b is None else dr.sum((0, 1)).flatten(1)
@@ -33,7 +33,7 @@ def gradients(
         # The norm of a zero product has the slope 1 / sqrt(eps), with which float16 overflows; but
         # what was fed nothing adds nothing.
         pairs = [(v.masked_fill(~fed_any(k), 0), k) for v, k in pairs]
-    dw = torch.cat([contract(*pair) for pair in pairs], 1)
+    dw = contract(*pairs[0]) if len(pairs) == 1 else torch.cat([contract(*v) for v in pairs], 1)
     return dx, dw, db, ds0, dp
 
 
@@ -42,7 +42,14 @@ def products_again(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """The states with which every step was entered, and `recurrent_gates` of all steps."""
     prev = previous(inputs, states)
-    return prev, *recurrent_gates(inputs, inputs.x.unbind(3), prev.unbind(0))
+    return prev, *recurrent_gates(inputs, seen_gates(inputs), prev.unbind(0))
+
+
+def seen_gates(inputs: Inputs) -> tuple[Tensor, ...]:
+    """x of every gate where the products see it: of an inner step, or in the sum that is normed."""
+    cell = inputs.equations
+    seen = cell.inner is not None or (cell.norm is not None and cell.norm.of_sum)
+    return inputs.x.unbind(3) if seen else ()
 
 
 def fed_any(q: Tensor) -> Tensor:

@@ -62,6 +62,8 @@ def products(inputs: Inputs) -> list[slice]:
 
 def runs(v: Tensor, reverse: Sequence[bool], dim: int) -> list[tuple[Tensor, bool]]:
     """The groups of v in len(reverse) equal runs, each with its direction."""
+    if len(reverse) == 1:
+        return [(v, reverse[0])]
     size = v.shape[dim] // len(reverse)
     return list(zip(v.split(size, dim), reverse, strict=True))
 

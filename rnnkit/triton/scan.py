@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..cells import find
+from ..ops.layer import BY_TORCH
 from ..ops.sequence import Inputs, flags
 from ..precision import precision_of
 from . import stepwise
@@ -24,6 +25,7 @@ from .usable import why_unusable
 if TYPE_CHECKING:
     from ..dispatch import Problem
 
+WHOLE = BY_TORCH
 # What the second dimension of a grid takes.
 MOST_GROUPS = 65535
 # The kernels compute offsets within a tile of at most 128 rows in 32 bits.

@@ -1,0 +1,211 @@
+"""A whole layer as one operation: the projection of the input and the scan, forward and backward.
+
+Each operation that autograd records costs the host as much as a short scan takes, and its graph's
+nodes run after each other in a thread of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import dispatch
+from ..projection import Projection, with_groups
+from .check import check
+from .gradients import gradients
+from .scan import scan
+from .sequence import Inputs
+
+COUNT = len(Projection._fields)
+Found = tuple[Tensor, Tensor, Tensor]
+Optional = Sequence[Tensor | None]
+Arriving = tuple[Tensor | None, Tensor | None, Tensor | None]
+
+
+class Whole(NamedTuple):
+    """How a backend computes a whole layer; x is empty there, and w and b may lack the groups.
+
+    empty(shape, like): that x. norms: whether the input's part may have a norm of its own.
+    forward(projection, inputs, keep): output, cells and last, and what backward wants kept.
+    backward(projection, inputs, (output, cells), kept, arriving, wanted): the gradients of the
+    projection's tensors, and dw, db, ds0 and dp. wanted: whether those of the input, and of the
+    projection's other tensors, are.
+    """
+
+    empty: Callable[[tuple[int, ...], Tensor], Tensor]
+    norms: bool
+    forward: Callable[[Projection, Inputs, bool], tuple[Found, Optional]]
+    backward: Callable[
+        [Projection, Inputs, tuple[Tensor, ...], Optional, Arriving, tuple[bool, bool]], Optional
+    ]
+
+
+def layer(whole: Whole, projection: Projection, inputs: Inputs) -> Found:
+    """output, cells and last of `rnnkit::scan`, for an x that is empty: it is computed here.
+
+    w and b may lack the dimension of the groups, too: a view would cost more than the rest of a
+    short call. Gradients come in the shapes of the arguments.
+    """
+    check_layer(projection, inputs)
+    tensors = (*projection, *inputs[:5])
+    if torch.is_grad_enabled() and any(v is not None and v.requires_grad for v in tensors):
+        found: Found = Layer.apply(whole, *projection, *inputs)
+        return found
+    return whole.forward(projection, inputs, False)[0]
+
+
+def check_layer(projection: Projection, inputs: Inputs) -> None:
+    """Raises unless all arguments fit together: the kernels read what they are told."""
+    w, b, x = inputs.w, inputs.b, inputs.x
+    _, _, N, G, H = x.shape
+    plain = all(v is None for v in inputs[3:9]) and len(inputs.reverse) in (1, N)
+    fit = alike(w, x, N * G * H * H) and alike(b, x, N * G * H)
+    if not plain or not fit or w.shape[-2:] != (G * H, H):
+        check(with_groups(inputs))
+    input, ih, b_ih, gain = projection
+    if ih.shape[-2:] != (G * H, input.shape[-1]) or not alike(ih, x, ih.numel()):
+        shape = (N, G * H, input.shape[-1])
+        raise ValueError(
+            f"ih: expected (N, G*H, I) = {shape} {x.dtype} on {x.device}, got {described(ih)}"
+        )
+    for name, v in (("b_ih", b_ih), ("gain of the input's norm", gain)):
+        if not alike(v, x, N * G * H):
+            assert v is not None
+            expected = (N, G * H)
+            raise ValueError(f"{name}: expected (N, G*H) = {expected}, got {described(v)}")
+
+
+def alike(v: Tensor | None, x: Tensor, count: int) -> bool:
+    return v is None or (v.numel() == count and v.dtype == x.dtype and v.device == x.device)
+
+
+def described(v: Tensor) -> str:
+    return f"{tuple(v.shape)} {v.dtype} on {v.device}"
+
+
+class Layer(torch.autograd.Function):
+    """The layer with its gradients. Not for torch.func, whose transforms take the operator."""
+
+    @staticmethod
+    def forward(ctx: Any, whole: Whole, *given: Any) -> Found:
+        found, kept = whole.forward(*parted(given), True)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*found[:2], *given[:-2], *kept)
+        ctx.whole, ctx.static = whole, given[-2:]
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, *arriving: Any) -> tuple[Tensor | None, ...]:
+        needed = ctx.needs_input_grad
+        if all(v is None for v in arriving):
+            return (None,) * len(needed)
+        output, cells, *saved = ctx.saved_tensors
+        count, needed = len(needed) - 1 - len(ctx.static), needed[1:]
+        projection, inputs = parted((*saved[:count], *ctx.static))
+        if torch.is_grad_enabled() or mapped(arriving):
+            found = differentiable_gradients(needed, projection, inputs, arriving)
+            return None, *found
+        with dispatch.plain_arithmetic(output.device):
+            wanted = needed[0], any(needed[1:COUNT])
+            given = projection, inputs, (output, cells), saved[count:], arriving
+            found = ctx.whole.backward(*given, wanted)
+        of_scan = (None, *found[COUNT:])  # nobody wants dx
+        none = (None,) * (len(needed) - COUNT - len(of_scan))
+        every = (*found[:COUNT], *of_scan, *none)
+        return None, *(v if want else None for v, want in zip(every, needed, strict=True))
+
+
+def parted(values: Sequence[Any]) -> tuple[Projection, Inputs]:
+    return Projection(*values[:COUNT]), Inputs(*values[COUNT:])
+
+
+def mapped(arriving: tuple[Tensor | None, ...]) -> bool:
+    """Whether a transform maps over this backward, which operators know and kernels do not."""
+    legacy = torch._C._functorch.is_legacy_batchedtensor
+    every = [v for v in arriving if v is not None]
+    return torch._C._are_functorch_transforms_active() or any(map(legacy, every))
+
+
+def differentiable_gradients(
+    needed: tuple[bool, ...],
+    projection: Projection,
+    inputs: Inputs,
+    arriving: tuple[Tensor | None, ...],
+) -> tuple[Tensor | None, ...]:
+    """The gradients where they will be differentiated again: by torch's operations and the scan."""
+    # Views, so that what reaches one argument through another's own history does not count twice.
+    with torch.enable_grad():
+        values: Any = [v.view_as(v) if isinstance(v, Tensor) else v for v in (*projection, *inputs)]
+    projection, inputs = parted(values)
+    again = torch.is_grad_enabled()
+    with torch.enable_grad():
+        x = projection.x(inputs.equations, inputs.x.shape)
+        found = scan(*with_groups(inputs._replace(x=x)))
+    pairs = [(v, d) for v, d in zip(found, arriving, strict=True) if d is not None]
+    outputs, cotangents = zip(*pairs, strict=True)
+    wanted = [k for k, want in enumerate(needed) if want]
+    gradients = torch.autograd.grad(
+        outputs, [values[k] for k in wanted], cotangents, create_graph=again, allow_unused=True
+    )
+    by_place = dict(zip(wanted, gradients, strict=True))
+    return tuple(by_place.get(k) for k in range(len(values)))
+
+
+def forward_by_torch(projection: Projection, inputs: Inputs, keep: bool) -> tuple[Found, Optional]:
+    """Of backends that have the scan alone: torch's products around it."""
+    full = with_x(projection, inputs)
+    found: Found = dispatch.choose(full).scan(full)
+    return found, (full.x,) if keep else ()
+
+
+def nothing(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """A tensor of such a shape that takes no memory, for what nobody reads."""
+    return like.new_empty(()).expand(shape)
+
+
+def with_x(projection: Projection, inputs: Inputs) -> Inputs:
+    """The inputs in full: x has all of the biases that can be added to it."""
+    projection, inputs = with_one_bias(projection, inputs)
+    x = projection.x(inputs.equations, inputs.x.shape)
+    return with_groups(inputs._replace(x=x))
+
+
+def with_one_bias(projection: Projection, inputs: Inputs) -> tuple[Projection, Inputs]:
+    """The same, the recurrent bias within the input's, where the step adds x and r in any case."""
+    b, cell = inputs.b, inputs.equations
+    if b is None or cell.norm is not None or not cell.additive:
+        return projection, inputs
+    b_ih = b if projection.b_ih is None else projection.b_ih + b
+    return projection._replace(b_ih=b_ih), inputs._replace(b=None)
+
+
+def backward_by_torch(
+    projection: Projection,
+    inputs: Inputs,
+    states: tuple[Tensor, ...],
+    kept: Optional,
+    arriving: Arriving,
+    wanted: tuple[bool, bool],
+) -> Optional:
+    assert kept[0] is not None
+    one, full = with_one_bias(projection, inputs)
+    full = with_groups(full._replace(x=kept[0]))
+    backend, (output, cells) = dispatch.choose(full, backward=True), states
+    dx, dw, db, ds0, dp = gradients(backend, full, (output, *cells), arriving)
+    rows, (input, ih, b_ih, _) = dx.flatten(2).flatten(0, 1), projection
+    dinput = (rows @ ih.flatten(0, -2)).view(input.shape) if wanted[0] else None
+    dih = (rows.mT @ input.flatten(0, 1)).view(ih.shape) if wanted[1] else None
+    of_bias = None if one.b_ih is None else rows.sum(0)
+    db_ih = shaped(of_bias, b_ih)
+    of_b = shaped(of_bias if full.b is None else db, inputs.b)
+    return dinput, dih, db_ih, None, dw.view(inputs.w.shape), of_b, ds0, dp
+
+
+def shaped(v: Tensor | None, like: Tensor | None) -> Tensor | None:
+    return None if v is None or like is None else v.view(like.shape)
+
+
+BY_TORCH = Whole(nothing, False, forward_by_torch, backward_by_torch)

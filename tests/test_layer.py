@@ -1,0 +1,165 @@
+"""Whole layers on every backend of kernels: the projection and the scan are one operation there."""
+
+import pytest
+import torch
+from cuda_harness import emulates
+from test_cuda_kernels import cuda, precision  # noqa: F401
+
+import rnnkit
+from rnnkit.cpu import library
+from rnnkit.ops import layer as whole_layer
+
+no_library = pytest.mark.skipif(
+    library.functions()[0] is None, reason=f"no native library: {library.functions()[1]}"
+)
+BACKENDS = {"cpu": [no_library], "triton": [], "cuda": [emulates]}
+I, H = 5, 8  # noqa: E741
+LAYERS = {
+    "rnn": (rnnkit.RNN, {}),
+    "rnn-relu-norm": (rnnkit.RNN, {"nonlinearity": "relu", "layer_norm": True}),
+    "lstm": (rnnkit.LSTM, {"bidirectional": True, "num_layers": 2}),
+    "lstm-no-bias": (rnnkit.LSTM, {"bias": False}),
+    "lstm-norm": (rnnkit.LSTM, {"layer_norm": True, "bidirectional": True}),
+    "lstm-norm-gates": (rnnkit.LSTM, {"layer_norm": rnnkit.NormOptions(per_gate=True)}),
+    "lstm-peephole": (rnnkit.LSTM, {"peephole": True, "zoneout": (0.3, 0.2)}),
+    "lstm-heads": (rnnkit.LSTM, {"num_heads": 2, "recurrent_dropout": 0.3}),
+    "lstm-projection": (rnnkit.LSTM, {"proj_size": 3}),
+    "gru": (rnnkit.GRU, {"bidirectional": True, "batch_first": True}),
+    "gru-norm": (rnnkit.GRU, {"layer_norm": True, "weight_dropout": 0.3}),
+    "gru-before": (rnnkit.GRU, {"reset_after": False, "bidirectional": True}),
+    "gru-before-norm": (rnnkit.GRU, {"reset_after": False, "layer_norm": True}),
+}
+WITH_NORMS_OF_INPUT = ("lstm-norm", "lstm-norm-gates", "gru-norm", "gru-before-norm")
+# Of the slow interpreter and emulation, make test runs these.
+FEW = ("lstm", "lstm-no-bias", "lstm-heads", "gru", "gru-before", "lstm-norm")
+CALLS = {"plain": (), "lengths": ("lengths",), "both": ("lengths", "resets")}
+TOLERANCE = {torch.float32: 2e-4, torch.float64: 1e-11}
+DTYPES = {"cpu": list(TOLERANCE), "triton": [torch.float64], "cuda": [torch.float32]}
+
+
+@pytest.fixture(params=[pytest.param(name, marks=marks) for name, marks in BACKENDS.items()])
+def backend(request):
+    """Its name; those that run on a GPU are emulated without one."""
+    if request.param == "cuda":
+        request.getfixturevalue("cuda")
+        request.getfixturevalue("precision")("ieee")
+    return request.param
+
+
+def place(backend, device):
+    return torch.device("cpu") if backend == "cpu" else device
+
+
+def build(name, dtype=torch.float64, device="cpu"):
+    kind, options = LAYERS[name]
+    return kind(I, H, dtype=dtype, device=device, **options)
+
+
+def call_of(layer, extras, T=6, B=7):
+    """A random input and the keywords of a call."""
+    like = layer.weight_hh_l0
+    x, resets = torch.randn(T, B, I).to(like), torch.rand(T, B, device=like.device) < 0.3
+    known = {"lengths": torch.randint(0, T + 1, (B,), device=like.device), "resets": resets}
+    if layer.batch_first:
+        x, known["resets"] = x.transpose(0, 1), resets.T
+    return x, {name: known[name] for name in extras}
+
+
+def results(layer, x, extras, state=None):
+    """Outputs, final states and every gradient, noise and cotangents from fixed seeds."""
+    x = x.clone().requires_grad_()
+    state = None if state is None else [v.clone().requires_grad_() for v in state]
+    hx = state if state is None or len(state) > 1 else state[0]
+    torch.manual_seed(1)
+    output, final = layer(x, hx, **extras)
+    every = [output, *(final if isinstance(final, tuple) else (final,))]
+    loss = sum((v * torch.randn_like(v)).sum() for v in every)
+    return [*every, *torch.autograd.grad(loss, [x, *layer.parameters(), *(state or ())])]
+
+
+def problems():
+    """Layers, calls and dtypes of every backend."""
+    for on, marks in BACKENDS.items():
+        for name in LAYERS:
+            for extras in CALLS:
+                for dtype in DTYPES[on]:
+                    rare = on != "cpu" and (name not in FEW or extras == "lengths")
+                    more = [pytest.mark.slow] if rare else []
+                    yield pytest.param(on, name, extras, dtype, marks=[*marks, *more])
+
+
+@pytest.mark.parametrize("backend, name, extras, dtype", list(problems()), indirect=["backend"])
+def test_layer_equals_the_reference(backend, name, extras, dtype, device):
+    layer = build(name, dtype, place(backend, device))
+    x, keywords = call_of(layer, CALLS[extras])
+    for start in (None, 7):
+        shapes = [v.shape for v in as_tuple(layer(x)[1])]
+        state = None if start is None else [torch.randn(shape).to(x) for shape in shapes]
+        with rnnkit.backend(backend):
+            found = results(layer, x, keywords, state)
+        with rnnkit.backend("reference"):
+            expected = results(layer, x, keywords, state)
+        for k, (a, b) in enumerate(zip(found, expected, strict=True)):
+            error = (a - b).abs().max() / (1 + b.abs().max())
+            assert error < TOLERANCE[dtype], (k, error)
+
+
+def as_tuple(v):
+    return v if isinstance(v, tuple) else (v,)
+
+
+GRADGRAD = [("cpu", v) for v in ("rnn", "lstm", "lstm-norm", "gru", "gru-before-norm")]
+
+
+@pytest.mark.parametrize("backend, name", [*GRADGRAD, ("triton", "gru")], indirect=["backend"])
+def test_gradgradcheck(backend, name, device):
+    kind, options = LAYERS[name]
+    more = {"dtype": torch.float64, "device": place(backend, device)}
+    layer = kind(2, 3, **more, **options)
+    names, values = zip(*layer.named_parameters(), strict=True)
+    x = torch.randn(3, 2, 2, **more, requires_grad=True)
+
+    def call(x, *values):
+        return torch.func.functional_call(layer, dict(zip(names, values, strict=True)), (x,))[0]
+
+    values = [v.detach().requires_grad_() for v in values]
+    with rnnkit.backend(backend):
+        assert torch.autograd.gradcheck(call, (x, *values), fast_mode=True)
+    assert torch.autograd.gradgradcheck(call, (x, *values), fast_mode=True)
+
+
+def test_layers_take_the_projection_in(backend, monkeypatch, device):
+    """So that the tests above test what they are to test."""
+    seen, run = [], whole_layer.layer
+    monkeypatch.setattr(
+        rnnkit.functional, "layer", lambda whole, *args: seen.append(whole) or run(whole, *args)
+    )
+    for name in LAYERS:
+        layer, before = build(name, DTYPES[backend][0], place(backend, device)), len(seen)
+        with rnnkit.backend(backend):
+            layer(call_of(layer, ())[0])
+        outside = layer.proj_size or (backend != "cpu" and name in WITH_NORMS_OF_INPUT)
+        assert len(seen) - before == (0 if outside else layer.num_layers), name
+
+
+@pytest.mark.parametrize("frozen", ["input", "weight_ih_l0", "weight_hh_l0", "bias_hh_l0", "all"])
+def test_frozen_arguments_get_no_gradient(backend, frozen, device):
+    layer = build(
+        "lstm-no-bias" if frozen == "all" else "gru", DTYPES[backend][0], place(backend, device)
+    )
+    x = call_of(layer, ())[0].requires_grad_(frozen != "input")
+    wanted = {k: v for k, v in layer.named_parameters() if frozen not in (k, "all")}
+    for name, value in layer.named_parameters():
+        value.requires_grad_(name in wanted)
+    with rnnkit.backend(backend):
+        layer(x)[0].square().sum().backward()
+    assert (x.grad is None) == (frozen == "input")
+    assert all((v.grad is not None) == (k in wanted) for k, v in layer.named_parameters())
+
+
+def test_second_backward_equals_the_first():
+    layer = build("gru")
+    x = call_of(layer, ())[0].requires_grad_()
+    output = layer(x)[0].sum()
+    first, second = (torch.autograd.grad(output, x, retain_graph=True)[0] for _ in range(2))
+    assert torch.equal(first, second)
