@@ -64,15 +64,20 @@ class Driver:
         return 0
 
 
-def measure(row: dict[str, Any], launch: Launch) -> dict[str, Any]:
-    """The row with its kernel's warps, registers, and stack and shared memory in bytes."""
-    target = row["target"]
+def compiled(target: str, launch: Launch) -> Any:
+    """The kernel of a launch as Triton compiles it for a target."""
     triton.runtime.driver.set_active(Driver(target))
     options = dict(launch.options)
     if target.startswith("gfx"):
         # AMD's compiler does not know it: launchers leave it out there.
         options.pop("maxnreg", None)
-    kernel = launch.kernel.run(*launch.arguments, grid=launch.grid, warmup=True, **options)
+    return launch.kernel.run(*launch.arguments, grid=launch.grid, warmup=True, **options)
+
+
+def measure(row: dict[str, Any], launch: Launch) -> dict[str, Any]:
+    """The row with its kernel's warps, registers, and stack and shared memory in bytes."""
+    target = row["target"]
+    kernel = compiled(target, launch)
     row = row | {"warps": kernel.metadata.num_warps, "shared": kernel.metadata.shared}
     row |= {"limit": TARGETS[target].shared}
     if target.startswith("sm_"):

@@ -366,12 +366,12 @@ def test_explain(capsys):
 
 
 @pytest.mark.parametrize("name", ["weight", "bias"])
-def test_dtype_errors(on, name):
-    call = sample("cpu")
+def test_dtype_errors(on, name, device):
+    call = sample(device)
     with pytest.raises(TypeError, match=f"{name} must have x's dtype torch.float64, got .*32"):
         causal_conv1d(**call | {name: call[name].float()})
     with pytest.raises(TypeError, match="x must have a floating-point dtype"):
-        causal_conv1d(**call | {"x": torch.ones(2, 4, 9, dtype=torch.int64)})
+        causal_conv1d(**call | {"x": torch.ones(2, 4, 9, dtype=torch.int64, device=device)})
 
 
 def test_sizes_beyond_32_bits_are_refused():

@@ -100,6 +100,19 @@ sys.exit(3 if fails(row) else 0)
     assert done.returncode == 3, done.stdout + done.stderr
 
 
+def test_the_eps_of_norms_is_exact_in_float64():
+    """In the interpreter it always is; a compiler may make a float32 of a number in a tuple."""
+    code = """
+from benchmarks.static_scan import *
+from benchmarks.static_targets import compiled
+for backward in (False, True):
+    _, launch = described(Case("sm_90", "lstm_norm", "fp64", 16, backward, False))
+    print(compiled("sm_90", launch).asm["ttir"].count("dense<1.000000e-05>"))
+"""
+    done = python(code)
+    assert done.stdout.split() == ["1", "1"], done.stdout + done.stderr[-2000:]
+
+
 def test_convolutions_compile_without_stack():
     options = ["--targets", *MAIN, "--dtypes", "bf16", "--sizes", "32", "64"]
     rows = check("--operators", "causal_conv1d", *options)

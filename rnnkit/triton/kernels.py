@@ -112,7 +112,8 @@ def scan_kernel(a, z, first, STEP: tl.constexpr, INNER: tl.constexpr, C: tl.cons
     """The scan of `a: Forward` for the steps from `first` on that `z: Sizes` says."""
     row, n, rows, cols, exists, real = place(z, C)
     mask = exists[:, None] & real[None, :]
-    u = (real[None, :], z.H, C.EPS) + ((True,) if C.QUICK else ())
+    eps = tl.full((), C.EPS, C.DTYPE)  # a number in a tuple would become one of float32
+    u = (real[None, :], z.H, eps) + ((True,) if C.QUICK else ())
     base, bounds = row * z.N + n, (z.B - row, z.H)
     plane = tl.cast(z.B, tl.int64) * z.N * z.H
     here, at = base * z.H, grid(rows, z.N * z.H, cols)
@@ -241,7 +242,8 @@ def scan_backward_kernel(a, z, first, VJP: tl.constexpr, INNER: tl.constexpr, C:
     """The backward of `a: Backward` for the same steps, the last one first."""
     row, n, rows, cols, exists, real = place(z, C)
     mask = exists[:, None] & real[None, :]
-    u = (real[None, :], z.H, C.EPS) + ((True,) if C.QUICK else ())
+    eps = tl.full((), C.EPS, C.DTYPE)  # a number in a tuple would become one of float32
+    u = (real[None, :], z.H, eps) + ((True,) if C.QUICK else ())
     base, bounds = row * z.N + n, (z.B - row, z.H)
     plane = tl.cast(z.B, tl.int64) * z.N * z.H
     here, at = base * z.H, grid(rows, z.N * z.H, cols)
