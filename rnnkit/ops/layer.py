@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import dispatch
-from ..projection import Projection, with_groups
+from ..projection import Projection, total, with_groups
 from .check import check
 from .gradients import gradients
 from .scan import scan
@@ -166,20 +166,19 @@ def nothing(shape: tuple[int, ...], like: Tensor) -> Tensor:
     return like.new_empty(()).expand(shape)
 
 
+def adds_biases(inputs: Inputs) -> bool:
+    """Whether the recurrent bias is added to the input's: where the step adds x and r anyway."""
+    cell = inputs.equations
+    return inputs.b is not None and cell.norm is None and cell.additive
+
+
 def with_x(projection: Projection, inputs: Inputs) -> Inputs:
-    """The inputs in full: x has all of the biases that can be added to it."""
-    projection, inputs = with_one_bias(projection, inputs)
+    """The inputs in full; x has all of the biases that can be added to it."""
+    if adds_biases(inputs):
+        projection = projection._replace(b_ih=total(projection.b_ih, inputs.b))
+        inputs = inputs._replace(b=None)
     x = projection.x(inputs.equations, inputs.x.shape)
     return with_groups(inputs._replace(x=x))
-
-
-def with_one_bias(projection: Projection, inputs: Inputs) -> tuple[Projection, Inputs]:
-    """The same, the recurrent bias within the input's, where the step adds x and r in any case."""
-    b, cell = inputs.b, inputs.equations
-    if b is None or cell.norm is not None or not cell.additive:
-        return projection, inputs
-    b_ih = b if projection.b_ih is None else projection.b_ih + b
-    return projection._replace(b_ih=b_ih), inputs._replace(b=None)
 
 
 def backward_by_torch(
@@ -191,16 +190,16 @@ def backward_by_torch(
     wanted: tuple[bool, bool],
 ) -> Optional:
     assert kept[0] is not None
-    one, full = with_one_bias(projection, inputs)
-    full = with_groups(full._replace(x=kept[0]))
+    added = adds_biases(inputs)
+    full = with_groups(inputs._replace(x=kept[0], b=None if added else inputs.b))
     backend, (output, cells) = dispatch.choose(full, backward=True), states
     dx, dw, db, ds0, dp = gradients(backend, full, (output, *cells), arriving)
     rows, (input, ih, b_ih, _) = dx.flatten(2).flatten(0, 1), projection
     dinput = (rows @ ih.flatten(0, -2)).view(input.shape) if wanted[0] else None
     dih = (rows.mT @ input.flatten(0, 1)).view(ih.shape) if wanted[1] else None
-    of_bias = None if one.b_ih is None else rows.sum(0)
+    of_bias = rows.sum(0) if added or (wanted[1] and b_ih is not None) else None
     db_ih = shaped(of_bias, b_ih)
-    of_b = shaped(of_bias if full.b is None else db, inputs.b)
+    of_b = shaped(of_bias if added else db, inputs.b)
     return dinput, dih, db_ih, None, dw.view(inputs.w.shape), of_b, ds0, dp
 
 
