@@ -24,6 +24,8 @@ from .ops.sequence import Inputs
 
 __all__ = ["BACKENDS", "Decision", "Problem", "backend", "choose", "explain", "recording"]
 
+# The types of device that tensors may be on.
+DEVICES = ("cpu", "cuda", "xpu", "mps", "hpu", "mtia", "meta")
 # In the order of preference: name and package, with a module for each operator.
 BACKENDS = {
     "torch": "rnnkit.torch_kernels",
@@ -86,7 +88,7 @@ class LayerProblem(NamedTuple):
     """The same of an operator that is parallel in time.
 
     sizes: what the operator's why_not asks for, by name.
-    extras: () for a layer's call, None for a bare call of the operator.
+    extras: what a layer's call has beside, None for a bare call of the operator.
     """
 
     operator: str
@@ -155,7 +157,9 @@ def why_not(name: str, problem: Asked) -> str | None:
 def slower(name: str, problem: Asked) -> str | None:
     """Why a backend that could run a problem is not preferred for it, by a measured result."""
     on_cpu = problem.device.type == "cpu"
-    if name == "torch" and not on_cpu:
+    if name == "torch" and (problem.operator, problem.dtype) == ("causal_conv1d", torch.float64):
+        return "its sums depend on the length, and in float64 chunks are to equal the whole"
+    if name == "torch" and not on_cpu and not torch_is_faster(problem):
         return "no stored result shows torch.nn's kernels faster on this device"
     if name == "cuda" and in_one_block(problem) and why_not("triton", problem) is None:
         return "Triton's kernels are faster at such an H, where one block holds all weights"
@@ -163,9 +167,19 @@ def slower(name: str, problem: Asked) -> str | None:
         return "on a CPU it runs in an interpreter, for tests that ask for it"
     if name == "torch" and isinstance(problem, Problem) and "cpu" in BACKENDS:
         return "rnnkit's own CPU kernels come first" if why_not("cpu", problem) is None else None
-    if name == "torch" and (problem.operator, problem.dtype) == ("causal_conv1d", torch.float64):
-        return "its sums depend on the length, and in float64 chunks are to equal the whole"
     return None
+
+
+def torch_is_faster(problem: Asked) -> bool:
+    """Whether torch's kernels take less of a GPU's time, as they do in bfloat16 on an H100: plain
+    layer norms up to some N, and convolutions from 256 channels on, of which they take a third.
+    """
+    if not isinstance(problem, LayerProblem):
+        return False
+    sizes = dict(problem.sizes)
+    if problem.operator == "layer_norm":
+        return sizes["N"] < 4096 and problem.activation is None and not problem.extras
+    return sizes["C"] // sizes.get("groups", 1) >= 256
 
 
 def in_one_block(problem: Asked) -> bool:
@@ -360,10 +374,11 @@ def plain_arithmetic(device: torch.device) -> AbstractContextManager[Any]:
 def autocasts(device: torch.device) -> bool:
     """Whether autocast is on for a device; of some, such as meta, it knows nothing."""
     kind = device.type
-    return autocast_is_known(kind) and torch.is_autocast_enabled(kind)
+    return kind in AUTOCAST_KNOWS and torch.is_autocast_enabled(kind)
 
 
-autocast_is_known = lru_cache(torch.amp.is_autocast_available)
+# Asked here, once: torch 2.11's compiler cannot trace the question.
+AUTOCAST_KNOWS = frozenset(filter(torch.amp.is_autocast_available, DEVICES))
 
 
 if "RNNKIT_BACKEND" in os.environ:

@@ -291,3 +291,37 @@ def test_results_do_not_depend_on_who_asks():
     (name,) = ran(layer, x)
     with dispatch.recording(), rnnkit.backend(name):
         assert all(torch.equal(a, b) for a, b in zip(leaves(layer(x)), expected, strict=True))
+
+
+def on_gpu(operator, activation=None, extras=(), dtype=torch.bfloat16, **sizes):
+    return dispatch.LayerProblem(
+        operator, tuple(sizes.items()), activation, dtype, torch.device("cuda"), extras=extras
+    )
+
+
+@pytest.mark.parametrize(
+    "problem, faster",
+    [
+        (on_gpu("layer_norm", M=8, N=1024), True),
+        (on_gpu("layer_norm", M=8, N=4096), False),
+        (on_gpu("layer_norm", "silu", M=8, N=1024), False),
+        (on_gpu("layer_norm", extras=("residual",), M=8, N=1024), False),
+        (on_gpu("causal_conv1d", C=256, groups=1), True),
+        (on_gpu("causal_conv1d", C=256, groups=2), False),
+        (on_gpu("causal_conv1d", dtype=torch.float64, C=256, groups=1), False),
+        (on_gpu("wavenet", C=128), False),
+        (on_gpu("wavenet", C=256), True),
+    ],
+    ids=str,
+)
+def test_torch_comes_first_where_it_was_measured_faster_on_a_gpu(problem, faster):
+    assert (dispatch.slower("torch", problem) is None) == faster
+
+
+def test_autocast_is_asked_as_any_trace_can(monkeypatch):
+    """torch 2.11's compiler cannot trace the question whether a device has autocast."""
+    cpu, meta = torch.device("cpu"), torch.device("meta")
+    with torch.autocast("cpu", torch.bfloat16), monkeypatch.context() as patch:
+        patch.setattr(torch._C, "_is_autocast_available", None)
+        assert dispatch.autocasts(cpu) and not dispatch.autocasts(meta)
+    assert not dispatch.autocasts(cpu)

@@ -56,7 +56,8 @@ def layer_norm(
     N, shape = math.prod(sizes), x.shape
     M = math.prod(shape[: len(shape) - len(sizes)])
     dtype = total_dtype(x, residual)
-    if dispatch.on_torch(problem_of((M, N), activation, dtype, x.device, extras=()), x):
+    extras = () if residual is None else ("residual",)
+    if dispatch.on_torch(problem_of((M, N), activation, dtype, x.device, extras=extras), x):
         y, v = torch_kernels.layer_norm(x, sizes, weight, bias, eps, residual, activation)
         return (y, v) if return_sum else y
     if dtype.itemsize < 4 and x.device.type != "cpu" and dispatch.autocasts(x.device):
