@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .floors import floor
-from .problem import MODES
+from .problem import IN_GRAPH, MODES
 from .rows import Row, latest
 from .suites.rnn import SHAPES, TWINS
 
-PROVIDERS = ("torch.nn", "rnnkit reference", "torch.compile", "rnnkit")
-COLORS = ("#1f4e9c", "#1b7a3d", "#a01c1c", "#e0a000")
-MARKERS = ("o", "s", "^", "D")
+EAGER = ("torch.nn", "rnnkit reference", "torch.compile", "rnnkit")
+PROVIDERS = (*EAGER, f"torch.nn{IN_GRAPH}", f"rnnkit{IN_GRAPH}")
+COLORS = ("#1f4e9c", "#1b7a3d", "#a01c1c", "#e0a000", "#7aa6e8", "#f0cf80")
+MARKERS = ("o", "s", "^", "D", "o", "D")
+LEGEND = 60  # characters
 SLANT: dict[str, Any] = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
 Runs = list[dict[str, Row]]
 
@@ -159,9 +161,9 @@ def draw(figure: Figure, folder: Path) -> None:
     for axis in axes.flat:
         labels |= dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
     place: Any = "outside lower center"
-    canvas.legend(
-        list(labels.values()), list(labels), loc=place, ncols=len(labels) or 1, frameon=False
-    )
+    # As many in a row as the page is wide.
+    count = max(1, len(labels) if sum(map(len, labels)) < LEGEND else 3)
+    canvas.legend(list(labels.values()), list(labels), loc=place, ncols=count, frameon=False)
     folder.mkdir(parents=True, exist_ok=True)
     canvas.savefig(folder / figure.name, dpi=110, metadata={"Description": figure.digest})
 
@@ -172,7 +174,7 @@ def style(name: str, place: int) -> dict[str, Any]:
     if name == "floor":
         return {"color": "black", "linestyle": "--", "marker": "_"}
     place = names.index(name) if name in names else place
-    return {"color": COLORS[place % 4], "marker": MARKERS[place % 4]}
+    return {"color": COLORS[place % len(COLORS)], "marker": MARKERS[place % len(MARKERS)]}
 
 
 def draw_lines(panel: Panel, axis: Any) -> None:

@@ -35,8 +35,9 @@ reach there, on an H100 what moving and multiplying take at least (`benchmarks/f
 """
 UNDER = """\
 `rnnkit reference` is the loop over time in plain PyTorch, and torch.compile compiles a step of it.
-The last column is rnnkit's speed over that of the fastest other. A question mark: rounds or runs
-disagree by more than 15 %. Every time is of a result that has been compared with float64.
+The last column is rnnkit's speed over that of the fastest other, both without a CUDA graph, in
+which the host has no part. A question mark: rounds or runs disagree by more than 15 %. Every time
+is of a result that has been compared with float64.
 [docs/benchmarks.md](docs/benchmarks.md) has every row, errors and figures."""
 NO_GPU = """\
 **GPU times have not been measured yet**: on a machine with one, `make gpu` measures them, and
@@ -93,20 +94,24 @@ def machine(rows: list[Row]) -> str:
 
 def layer_table(device: str, rows: list[Row]) -> list[str]:
     """The README's table of recurrent layers: the cells with at most one option, at one shape."""
-    lines = []
+    shown = []
     for run in runs_of(rows, "rnn"):
         row = next(iter(run.values()))
         shape = (row["T"], row["B"], row["H"])
         few = len(row["cell"].split("_")) <= MOST_WORDS and row["mode"] in MODES[:2]
         if few and not row["form"] and shape == home(device):
-            values = (ms(run.get(name)) for name in PROVIDERS)
-            lines.append([row["cell"], row["mode"], row["dtype"], *values, times(run)])
-    if not lines:
+            shown.append((row, run))
+    if not shown:
         return []
+    providers = [name for name in PROVIDERS if any(name in run for _, run in shown)]
+    lines = [
+        [row["cell"], row["mode"], row["dtype"], *(ms(run.get(name)) for name in providers),
+         times(run)]
+        for row, run in sorted(shown, key=lambda pair: MODES.index(pair[0]["mode"]))
+    ]  # fmt: skip
     T, B, H = home(device)
     head = f"Milliseconds a call, T = {T}, B = {B}, H = I = {H}, on {machine(rows)}:"
-    names = ("cell", "mode", "dtype", *PROVIDERS, "speed")
-    return [head, "", *markdown(names, sorted(lines, key=lambda line: MODES.index(line[1]))), ""]
+    return [head, "", *markdown(("cell", "mode", "dtype", *providers, "speed"), lines), ""]
 
 
 def forecasting_table(rows: list[Row]) -> list[str]:

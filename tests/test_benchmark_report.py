@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks import figures, report, rows
 from benchmarks.floors import floor
+from benchmarks.problem import IN_GRAPH
 
 PLAIN = dict(suite="rnn", cell="gru", mode="forward+backward", dtype="fp32", form="", failure=None)
 PLAIN |= dict(T=50, B=32, H=64, baseline="torch.nn", noisy=False, ratios=[1.0], error=1e-7)
@@ -77,7 +78,7 @@ def test_every_file_is_checked(name, place, capsys):
 def test_the_readme_says_what_is_stored(place):
     found = report.results(place / "results")
     text = "\n".join(report.section(found))
-    assert "| gru | forward+backward | fp32 | 4 | 8 | - | 1? | 4.00 x torch.nn |" in text
+    assert "| gru | forward+backward | fp32 | 4 | 8 | 1? | 4.00 x torch.nn |" in text
     assert "a processor, 2 threads" in text and "128" not in text
     assert "GPU times have not been measured yet" in text
     page = report.page(found)
@@ -87,12 +88,19 @@ def test_the_readme_says_what_is_stored(place):
     assert "GPU times have not" not in text
 
 
+def test_a_speed_is_of_calls_without_a_graph(place):
+    times = {"torch.nn": 4.0, "rnnkit": 1.0, f"torch.nn{IN_GRAPH}": 0.5, f"rnnkit{IN_GRAPH}": 0.1}
+    write(place, [stored(provider, time) for provider, time in times.items()])
+    text = "\n".join(report.section(report.results(place / "results")))
+    assert "fp32 | 4 | 1 | 0.5 | 0.1 | 4.00 x torch.nn |" in text
+
+
 def test_failures_and_other_machines(place):
     failed = dict(p20_ms=None, p50_ms=None, p80_ms=None, us_per_step=None, ratio=None, ratios=None)
     failed |= dict(failure="error 1.0e-01 of output is above 1.0e-06", error=0.1, date="2")
     write(place, [*ROWS, stored("torch.nn", 4.0, date="2"), stored("rnnkit", 1.0) | failed])
     found = report.results(place / "results")
-    assert "| 4 | - | - | failed | - |" in "\n".join(report.section(found))
+    assert "| 4 | failed | - |" in "\n".join(report.section(found))
     assert "error 1.0e-01 of output is above" in report.page(found)
     write(place, [*ROWS, stored("torch.nn", 7.0, device="another")])
     assert [row["device"] for row in report.results(place / "results")["cpu"]] == ["another"]
