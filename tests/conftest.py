@@ -46,21 +46,24 @@ BACKENDS = {
 FORMS = ("lstm", "gru_before", "lstm_norm", "mgu")
 
 
-def repeats(cell, on):
-    """Whether most of what a test shows is shown by another cell, or another form of the scan."""
-    return on == "stepwise" or cell not in FORMS
+def repeats(cell, on, heavy):
+    """Whether most of what a test shows is shown by another cell, or another form of the scan: step
+    by step Triton's kernels compute what they do in one launch.
+    """
+    stepwise = on == "stepwise"
+    return (heavy and stepwise) or ((heavy or stepwise) and cell not in FORMS)
 
 
 def pytest_generate_tests(metafunc):
     """`cell` alone: every cell; `cell` with `on`: every cell on every backend that has it.
 
-    Of a test marked `heavy`, the minor pairs are left to `make test-all`.
+    Pairs that repeat others are left to `make test-all`; of a test marked `heavy`, more of them.
     """
     names = metafunc.fixturenames
     if "cell" in names and "on" in names:
-        heavy = metafunc.definition.get_closest_marker("heavy")
+        heavy = metafunc.definition.get_closest_marker("heavy") is not None
         pairs = [
-            pytest.param(cell, on, marks=[pytest.mark.slow] if heavy and repeats(cell, on) else [])
+            pytest.param(cell, on, marks=[pytest.mark.slow] if repeats(cell, on, heavy) else [])
             for on, cells in BACKENDS.items()
             for cell in cells
         ]

@@ -70,7 +70,9 @@ template <class Kind, class C, int UNIT_TILES, bool CLUSTER> struct Backward {
     DEVICE void collect(int k, const Element& at, const Unit& u, float (&ds)[C::states]) {
         block.get(at, ds);
         if (k == 0 || !u.at.exists || block.clock.fresh(time(k - 1), u.at.b)) return;
-        ds[0] += u.dropped(Early::sum(block.sums(), 0, at.unit, at.column));
+        float dq[1];
+        block.template products<Early>(at, dq);
+        ds[0] += u.dropped(dq[0]);
     }
 
     // From the products' gradient to that of the states, and on.
@@ -83,8 +85,7 @@ template <class Kind, class C, int UNIT_TILES, bool CLUSTER> struct Backward {
             normalise(k + 1, at, u);
         }
         typename Unit::template BehindOf<typename Block::S> loaded = {};
-        if (k < a.T) loaded = u.load_behind(time(k));
-        u.fetch_behind(time(k + 1));
+        if (k < a.T) loaded = u.load_behind(time(k), -block.clock.onward(k));
         if (k > 0) block.template receive<Early>(k, c);
         else block.wait(c);
         if (at.idle()) return;
@@ -128,7 +129,7 @@ template <class Kind, class C, int UNIT_TILES, bool CLUSTER> struct Backward {
     DEVICE void through_norm_within(int k, int c) {
         const Element at = block.element(c);
         const Unit u = block.unit(at);
-        const auto loaded = u.load_behind(time(k));
+        const auto loaded = u.load_behind(time(k), 0);
         block.wait(c);
         if (at.idle()) return;
         const Behind v = u.widened(loaded);
@@ -173,7 +174,7 @@ template <class Kind, class C, int UNIT_TILES, bool CLUSTER> struct Backward {
     template <class W> DEVICE void through_norm(int k, int c) {
         const Element at = block.element(c);
         const Unit u = block.unit(at);
-        const auto loaded = u.load_behind(time(k));
+        const auto loaded = u.load_behind(time(k), 0);
         float d[W::COUNT], n[W::COUNT], scale[W::COUNT];
         for (int g = 0; g < W::COUNT; ++g)
             scale[g] = loaded.live ? u.scale(time(k), W::FIRST + g) : 0;
@@ -192,15 +193,16 @@ template <class Kind, class C, int UNIT_TILES, bool CLUSTER> struct Backward {
     DEVICE void through_inner(int k, int c) {
         const Element at = block.element(c);
         const Unit u = block.unit(at);
-        const auto loaded = u.load_behind(time(k));
+        const auto loaded = u.load_behind(time(k), 0);
         block.template receive<Last>(k, c);
         if (at.idle()) return;
         const Behind v = u.widened(loaded);
         float ds[C::states], dr[C::gates] = {};
         block.get(at, ds);
         for (int g = 0; g < C::late; ++g) dr[g] = block.kept(at, g);
-        const float dq = Last::sum(block.sums(), 0, at.unit, at.column);
-        u.inner_vjp(time(k), v, block.own(at), UNITS, u.at.exists ? u.dropped(dq) : 0, ds, dr);
+        float dq[1];
+        block.template products<Last>(at, dq);
+        u.inner_vjp(time(k), v, block.own(at), UNITS, u.at.exists ? u.dropped(dq[0]) : 0, ds, dr);
         block.set(at, ds);
         before_product<Early>(k, at, v, dr);
     }

@@ -163,9 +163,18 @@ template <class Kind, class C, int UNIT_TILES, bool BACKWARD, bool CLUSTER> stru
         wait(chunk);
         const char* const q = exchange.row(step, chunk, 0) + offset<W>();
         const int64_t pitch = form.pitch;
-        if constexpr (W::FIRST > 0) late.product.template multiply<Exchange>(q, pitch, sums());
-        else early.product.template multiply<Exchange>(q, pitch, sums());
+        weights<W>().product.template multiply<Exchange>(q, pitch, sums());
         synchronise();
+    }
+
+    // An element's products: forward, of each of W's gates.
+    template <class W> DEVICE void products(const Element& at, float (&found)[W::ROW_GATES]) const {
+        weights<W>().product.sum(sums(), at.unit, at.column, found);
+    }
+
+    template <class W> DEVICE const W& weights() const {
+        if constexpr (W::FIRST > 0) return late;
+        else return early;
     }
 
     // Of the product of W in a row of the exchange.

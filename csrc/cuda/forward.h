@@ -63,21 +63,27 @@ template <class Kind, class C, int UNIT_TILES, bool CLUSTER> struct Forward {
         block.template hand_over<W>(k, at, &fed);
     }
 
+    // What a step reads, after its first round.
+    DEVICE auto again(int k, const Unit& u) const {
+        const bool wanted = NORMED<C> != Normed::SUMS;
+        const int onward = NORMED<C> == Normed::PRODUCTS ? block.clock.onward(k) : 0;
+        return u.load_ahead(block.clock.time(k), onward, wanted);
+    }
+
     // From what a product is fed to the product.
     template <class W> DEVICE void multiply(int k, int c) {
         const Element at = block.element(c);
         const Unit u = block.unit(at);
-        const auto loaded = u.load_ahead(block.clock.time(k), NORMED<C> != Normed::PRODUCTS);
-        if (W::FIRST == 0) u.fetch_ahead(block.clock.time(k + 1));
+        const bool wanted = NORMED<C> != Normed::PRODUCTS;
+        const int onward = wanted && W::FIRST == 0 ? block.clock.onward(k) : 0;
+        const auto loaded = u.load_ahead(block.clock.time(k), onward, wanted);
         block.template receive<W>(k, c);
         if (at.idle()) return;
         const Ahead v = u.widened(loaded);
         float r[W::COUNT];
-        for (int g = 0; g < W::COUNT; ++g) {
-            r[g] = W::sum(block.sums(), g, at.unit, at.column);
-            // What the late product is fed of a zero state is zero already.
-            if (W::FIRST == 0) r[g] = v.fresh ? 0 : r[g];
-        }
+        block.template products<W>(at, r);
+        // What the late product is fed of a zero state is zero already.
+        for (int g = 0; W::FIRST == 0 && g < W::COUNT; ++g) r[g] = v.fresh ? 0 : r[g];
         if constexpr (NORM<C>) before_norm<W>(k, at, v, r);
         else after<W>(k, at, u, v, r);
     }
@@ -95,7 +101,7 @@ template <class Kind, class C, int UNIT_TILES, bool CLUSTER> struct Forward {
     template <class W> DEVICE void normalise(int k, int c) {
         const Element at = block.element(c);
         const Unit u = block.unit(at);
-        const auto loaded = u.load_ahead(block.clock.time(k), NORMED<C> != Normed::SUMS);
+        const auto loaded = again(k, u);
         block.wait(c);
         if (at.idle()) return;
         const Ahead v = u.widened(loaded);
@@ -140,7 +146,7 @@ template <class Kind, class C, int UNIT_TILES, bool CLUSTER> struct Forward {
     DEVICE void normalise_within(int k, int c) {
         const Element at = block.element(c);
         const Unit u = block.unit(at);
-        const auto loaded = u.load_ahead(block.clock.time(k), NORMED<C> != Normed::SUMS);
+        const auto loaded = again(k, u);
         block.wait(c);
         if (at.idle()) return;
         const Ahead v = u.widened(loaded);

@@ -27,6 +27,7 @@ template <class T> struct MatrixUnits {
     static constexpr int sums = 4;
     static constexpr int registers = 128;  // of a thread, for weights
     static constexpr int batch = 2;        // tiles of q that are loaded together
+    static constexpr bool skips = true;    // whether a warp without tiles multiplies nothing
 
     struct Operand {
         uint4 words;
@@ -59,6 +60,7 @@ struct FullPrecision {
     static constexpr bool rounds = false;
     static constexpr int sums = 2 * TILE_COLUMNS;
     static constexpr int registers = 64, batch = 1;
+    static constexpr bool skips = false;  // for the branch no register is left
 
     struct Operand {
         uint4 words[TILE_COLUMNS];

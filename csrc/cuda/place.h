@@ -22,6 +22,18 @@ struct Clock {
 
     DEVICE int time(int k) const { return back ? int(a.T) - 1 - k : k; }
 
+    // From the k-th step's time to the next one's; zero if there is none.
+    DEVICE int onward(int k) const { return k + 1 >= a.T ? 0 : back ? -1 : 1; }
+
+    // Both of a step. Most scans have neither lengths nor resets, and compute no addresses then.
+    DEVICE void tell(int t, int b, bool& is_live, bool& is_fresh) const {
+        is_live = true;
+        is_fresh = false;
+        if (!a.lengths && !a.resets) return;
+        is_live = live(t, b);
+        is_fresh = fresh(t, b);
+    }
+
     DEVICE bool live(int t, int b) const {
         return !a.lengths || t < a.lengths[b * a.lengths_b + n * a.lengths_n];
     }

@@ -11,21 +11,30 @@ namespace rnnkit {
 
 constexpr int WARPS = 8, THREADS = 32 * WARPS;
 
-// ROW_TILES: tiles of weights one below the other. COLUMN_TILES: of the batch, at once. A warp's
-// first tiles of the inner dimension, HELD of them, are in registers, the others in shared memory.
-template <class Kind, int ROW_TILES, int COLUMN_TILES, int HELD> struct Product {
+// The sums of one unit and one row of the batch, side by side.
+template <int GATES> struct alignas(GATES == 3 ? 4 : 4 * GATES) Gates {
+    float of[GATES];
+};
+
+// ROW_TILES: tiles of weights one below the other, of each unit's GATES in turn. COLUMN_TILES: of
+// the batch, at once. A warp's first tiles of the inner dimension, HELD of them, are in registers,
+// the others in shared memory.
+template <class Kind, int ROW_TILES, int COLUMN_TILES, int HELD, int GATES> struct Product {
     using S = typename Kind::S;
     static constexpr int DEPTH = TILE_BYTES / sizeof(S);
     static constexpr int ROWS = ROW_TILES * TILE_ROWS, COLUMNS = COLUMN_TILES * TILE_COLUMNS;
-    // Of a column of one warp's sums in shared memory: apart by 4 banks more than a whole number of
-    // 16, so that the lanes of a fragment meet in no bank.
-    static constexpr int PITCH = ROWS + 4;
+    // Of a column of one warp's sums in shared memory: apart by some banks more than a whole number
+    // of 16, so that the lanes of a fragment meet in no bank.
+    static constexpr int PITCH = ROWS + (GATES == 3 ? 12 : 4);
     static constexpr int SUMS = WARPS * COLUMNS * PITCH;
     static_assert(HELD > 0 && HELD % Kind::batch == 0, "whole batches");
 
     Fragment held[HELD][ROW_TILES];
     uint4* rest;  // of this warp
-    int tiles;    // of this warp: warp(), warp() + WARPS, ...
+    int all;      // tiles of the inner dimension
+
+    // Of each warp: warp(), warp() + WARPS, ...; of some the last is past the end, and zero.
+    DEVICE int tiles() const { return (all + WARPS - 1) / WARPS; }
 
     // How many tiles of an inner dimension each warp has, at most.
     HOST_DEVICE static int64_t most_tiles(int64_t depth) {
@@ -49,7 +58,7 @@ template <class Kind, int ROW_TILES, int COLUMN_TILES, int HELD> struct Product 
     // over registers is unrolled, and all loads on their way at once would leave no registers.
     template <class Weight>
     DEVICE void hold(void* stage, int64_t depth, const Weight& weight) {
-        tiles = int(most_tiles(depth));
+        all = int((depth + DEPTH - 1) / DEPTH);
         uint4* const own = static_cast<uint4*>(stage) + HELD * warp() * ROW_TILES * 2 * 32;
         load_to(own, 0, HELD, weight);
         synchronise_warp();
@@ -60,8 +69,8 @@ template <class Kind, int ROW_TILES, int COLUMN_TILES, int HELD> struct Product 
     // The other weights, after hold().
     template <class Weight> DEVICE void keep(void* shared, const Weight& weight) {
         rest = static_cast<uint4*>(shared)
-               + int64_t(tiles > HELD ? tiles - HELD : 0) * warp() * ROW_TILES * 2 * 32;
-        load_to(rest, HELD, tiles, weight);
+               + int64_t(tiles() > HELD ? tiles() - HELD : 0) * warp() * ROW_TILES * 2 * 32;
+        load_to(rest, HELD, tiles(), weight);
     }
 
     template <class Weight>
@@ -112,19 +121,21 @@ template <class Kind, int ROW_TILES, int COLUMN_TILES, int HELD> struct Product 
     // values of whole batches of tiles.
     template <class Exchange>
     DEVICE void multiply(const char* q, int64_t stride, float* sums) const {
+        if (Kind::skips && warp() >= all) return;
         float total[ROW_TILES][COLUMN_TILES][Kind::sums] = {};
         constexpr int batch = Kind::batch;
 #pragma unroll
         for (int k = 0; k < HELD; k += batch)
-            if (k < tiles) {
+            if (k < tiles()) {
                 typename Kind::Operand v[batch][COLUMN_TILES];
 #pragma unroll
                 for (int i = 0; i < batch; ++i) operands<Exchange>(q, stride, k + i, v[i]);
 #pragma unroll
-                for (int i = 0; i < batch; ++i) add(held[k + i], v[i], total);
+                for (int i = 0; i < batch; ++i)
+                    if (k + i < tiles()) add(held[k + i], v[i], total);
             }
 #pragma unroll(Kind::batch)
-        for (int k = HELD; k < tiles; ++k) {
+        for (int k = HELD; k < tiles(); ++k) {
             typename Kind::Operand v[COLUMN_TILES];
             operands<Exchange>(q, stride, k, v);
             Fragment w[ROW_TILES];
@@ -154,26 +165,39 @@ template <class Kind, int ROW_TILES, int COLUMN_TILES, int HELD> struct Product 
 
     DEVICE static void put(const float (&total)[ROW_TILES][COLUMN_TILES][Kind::sums], float* sums) {
 #pragma unroll
-        for (int m = 0; m < ROW_TILES; ++m)
+        for (int m = 0; m < ROW_TILES; m += GATES)
 #pragma unroll
             for (int n = 0; n < COLUMN_TILES; ++n) {
-                float found[4];
-                Kind::finish(total[m][n], found);
-                float* const place = sums + (n * TILE_COLUMNS + lane() % 4 * 2) * PITCH
-                                     + m * TILE_ROWS + lane() / 4;
-                place[0] = found[0];
-                place[PITCH] = found[1];
-                place[8] = found[2];
-                place[PITCH + 8] = found[3];
+                float found[GATES][4];
+#pragma unroll
+                for (int g = 0; g < GATES; ++g) Kind::finish(total[m + g][n], found[g]);
+                // Of two units, each in two columns.
+#pragma unroll
+                for (int k = 0; k < 4; ++k) {
+                    Gates<GATES> v;
+#pragma unroll
+                    for (int g = 0; g < GATES; ++g) v.of[g] = found[g][k];
+                    const int unit = m / GATES * TILE_ROWS + lane() / 4 + k / 2 * 8;
+                    *place(sums, unit, n * TILE_COLUMNS + lane() % 4 * 2 + k % 2) = v;
+                }
             }
     }
 
-    // What all warps together found, once they have met.
-    DEVICE static float sum(const float* sums, int row, int column) {
-        float total = 0;
+    DEVICE static Gates<GATES>* place(float* sums, int unit, int column) {
+        return reinterpret_cast<Gates<GATES>*>(sums + column * PITCH + unit * GATES);
+    }
+
+    // What all warps together found of a unit, once they have met.
+    DEVICE void sum(float* sums, int unit, int column, float (&total)[GATES]) const {
 #pragma unroll
-        for (int w = 0; w < WARPS; ++w) total += sums[(w * COLUMNS + column) * PITCH + row];
-        return total;
+        for (int g = 0; g < GATES; ++g) total[g] = 0;
+#pragma unroll
+        for (int w = 0; w < WARPS; ++w)
+            if (w < all) {
+                const Gates<GATES> v = *place(sums + w * COLUMNS * PITCH, unit, column);
+#pragma unroll
+                for (int g = 0; g < GATES; ++g) total[g] += v.of[g];
+            }
     }
 };
 

@@ -42,21 +42,19 @@ template <class T, class C> struct Unit {
         return (NORM<C> ? v * gain(own, pitch, g) : v) + own[g * pitch];
     }
 
-    static DEVICE S stored(const void* from, int64_t index) {
-        return static_cast<const S*>(from)[index];
-    }
-    static DEVICE void fetch(const void* from, int64_t index) {
-        prefetch(static_cast<const S*>(from) + index);
+    // What is stored there, and what the memory is to bring from so far on, where it is told to.
+    static DEVICE S stored(const void* from, int64_t index, int64_t on = 0) {
+        const S* const place = static_cast<const S*>(from) + index;
+        if (on != 0) prefetch(place + on);
+        return *place;
     }
 
     DEVICE int64_t first_x(int t) const {
         return t * a.x_t + at.b * a.x_b + at.n * a.x_n + at.j;
     }
-    DEVICE void load_x(int t, S (&x)[C::gates]) const {
-        for (int g = 0; g < C::gates; ++g) x[g] = stored(a.x, first_x(t) + g * a.x_g);
-    }
-    DEVICE void fetch_x(int t) const {
-        for (int g = 0; g < C::gates; ++g) fetch(a.x, first_x(t) + g * a.x_g);
+    DEVICE void load_x(int t, int onward, S (&x)[C::gates]) const {
+        const int64_t first = first_x(t), on = onward * a.x_t;
+        for (int g = 0; g < C::gates; ++g) x[g] = stored(a.x, first + g * a.x_g, on);
     }
 
     // What recurrent dropout leaves of what a product is fed, or of its gradient.
@@ -73,19 +71,19 @@ template <class T, class C> struct Unit {
     DEVICE V initial(int k) const { return at.exists && a.s0 ? value(a.s0, state(k)) : 0; }
 
     // What a step of the forward scan reads that no other unit computes; x where wanted, or zero.
-    // It is loaded as it is stored, and made wide by those who need it: that waits for the memory.
+    // It is loaded as it is stored, and made wide by those who need it: that waits for the memory,
+    // which is to bring what a step at time t + onward will read, unless that is t.
     template <class E> struct AheadOf {
         E x[C::gates];
         bool live, fresh;
     };
     using Ahead = AheadOf<V>;
 
-    DEVICE AheadOf<S> load_ahead(int t, bool wanted) const {
+    DEVICE AheadOf<S> load_ahead(int t, int onward, bool wanted) const {
         AheadOf<S> found = {};
         if (!at.exists) return found;
-        found.live = clock.live(t, at.b);
-        found.fresh = clock.fresh(t, at.b);
-        if (found.live && wanted) load_x(t, found.x);
+        clock.tell(t, at.b, found.live, found.fresh);
+        if (found.live && wanted) load_x(t, onward, found.x);
         return found;
     }
 
@@ -95,12 +93,7 @@ template <class T, class C> struct Unit {
         return found;
     }
 
-    DEVICE Ahead ahead(int t, bool wanted) const { return widened(load_ahead(t, wanted)); }
-
-    // Has the memory bring what load_ahead(t, true) will load.
-    DEVICE void fetch_ahead(int t) const {
-        if (at.exists && 0 <= t && t < a.T) fetch_x(t);
-    }
+    DEVICE Ahead ahead(int t, bool wanted) const { return widened(load_ahead(t, 0, wanted)); }
 
     DEVICE static void enter(const Ahead& v, States s) {
         for (int k = 0; k < C::states; ++k) s[k] = v.fresh ? 0 : s[k];
@@ -145,17 +138,18 @@ template <class T, class C> struct Unit {
     DEVICE int64_t arrived(int t, int k) const { return entered(t, k == 0 ? 0 : k - 1); }
     DEVICE const void* arriving(int k) const { return k == 0 ? a.doutput : a.dcells; }
 
-    DEVICE BehindOf<S> load_behind(int t) const {
+    DEVICE BehindOf<S> load_behind(int t, int onward) const {
         BehindOf<S> found = {};
         if (!at.exists) return found;
-        found.live = clock.live(t, at.b);
-        found.fresh = clock.fresh(t, at.b);
+        clock.tell(t, at.b, found.live, found.fresh);
         if (!found.live) return found;
-        if (SEES_X) load_x(t, found.x);
-        for (int g = 0; g < C::gates; ++g) found.r[g] = stored(a.products, product(t, g));
+        const int64_t on = onward * plane();
+        if (SEES_X) load_x(t, onward, found.x);
+        for (int g = 0; g < C::gates; ++g)
+            found.r[g] = stored(a.products, product(t, g), on * C::gates);
         for (int k = 0; k < C::states; ++k) {
-            found.s[k] = stored(form.entered, entered(t, k));
-            if (arriving(k)) found.arriving[k] = stored(arriving(k), arrived(t, k));
+            found.s[k] = stored(form.entered, entered(t, k), on);
+            if (arriving(k)) found.arriving[k] = stored(arriving(k), arrived(t, k), on);
         }
         return found;
     }
@@ -173,17 +167,7 @@ template <class T, class C> struct Unit {
         return found;
     }
 
-    DEVICE Behind behind(int t) const { return widened(load_behind(t)); }
-
-    DEVICE void fetch_behind(int t) const {
-        if (!at.exists || t < 0 || t >= a.T) return;
-        if (SEES_X) fetch_x(t);
-        for (int g = 0; g < C::gates; ++g) fetch(a.products, product(t, g));
-        for (int k = 0; k < C::states; ++k) {
-            fetch(form.entered, entered(t, k));
-            if (arriving(k)) fetch(arriving(k), arrived(t, k));
-        }
-    }
+    DEVICE Behind behind(int t) const { return widened(load_behind(t, 0)); }
 
     // What is normalised to r[g] was multiplied with it.
     DEVICE V scale(int t, int g) const {

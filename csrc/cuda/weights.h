@@ -17,7 +17,7 @@ struct Weights {
     // A product has as large a share of the registers as of the gates, in whole batches.
     static constexpr int HELD
         = Kind::registers * COUNT / C::gates / 8 / ROW_TILES / Kind::batch * Kind::batch;
-    using Product = rnnkit::Product<Kind, ROW_TILES, COLUMN_TILES, HELD>;
+    using Product = rnnkit::Product<Kind, ROW_TILES, COLUMN_TILES, HELD, ROW_GATES>;
     static constexpr int COLUMNS = Product::COLUMNS, SUMS = Product::SUMS;
     static constexpr int64_t STAGE_BYTES = Product::STAGE_BYTES;
 
@@ -53,12 +53,6 @@ struct Weights {
     }
     DEVICE void keep(const Arguments& a, int n, int first_unit, void* shared) {
         product.keep(shared, weight(a, n, first_unit));
-    }
-
-    // The product of a unit and a row: forward, of the g-th of the gates.
-    DEVICE static float sum(const float* sums, int g, int unit, int column) {
-        const int tile = unit / TILE_ROWS * ROW_GATES + g;
-        return Product::sum(sums, tile * TILE_ROWS + unit % TILE_ROWS, column);
     }
 };
 

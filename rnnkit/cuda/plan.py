@@ -62,7 +62,8 @@ MOST_GROUPS = 65535
 # Clock cycles on an H100 at 1.755 GHz: of a tile of a product; of the rest of a chunk's step; of
 # handing it over, by L2 or within a cluster. In a cycle a block gets so many bytes of what was
 # handed over from L2, or sends so many to the others of its cluster. Fitted to 28 measured times of
-# LSTM steps (bfloat16, by L2, H 64 to 1024, B 8 and 64), all of which they meet within 28 %.
+# LSTM steps (bfloat16, by L2, H 64 to 1024, B 8 and 64), all of which they meet within 28 %; of
+# kernels whose instructions have become fewer since.
 TILE_CYCLES = {"half": 40, "bfloat16": 40, "tf32": 40, "ieee": 300}
 STEP_CYCLES, HANDOVER_CYCLES = 2400, {False: 1100, True: 0}
 RECEIVED_BYTES, SENT_BYTES = 37, 12
@@ -147,6 +148,10 @@ class Tile(NamedTuple):
         """Tiles of its rows."""
         return self.unit_tiles * (1 if self.backward else gates)
 
+    def apart(self, gates: int) -> int:
+        """What parts two columns of its sums."""
+        return 12 if gates == 3 and not self.backward else 4
+
     def tiles(self, H: int, gates: int | None = None) -> int:
         """Tiles of the inner dimension that a warp has, of all gates or of those of one product."""
         depth = ceil(H / 8) * 8 * ((gates or self.equations.gates) if self.backward else 1)
@@ -164,10 +169,10 @@ class Tile(NamedTuple):
         held = [self.rows_of(gates) * self.held_of(gates) * tile for gates in self.products]
         every = [self.rows_of(gates) * self.tiles(H, gates) * tile for gates in self.products]
         weights = sum(max(a - b, 0) for a, b in zip(every, held, strict=True))
-        rows = max(self.rows_of(gates) for gates in self.products) * TILE_ROWS
+        sums = max(self.rows_of(gates) * TILE_ROWS + self.apart(gates) for gates in self.products)
         kept = cell.gates * (cell.norm is not None or cell.inner is not None) + cell.normalises
         each = cell.states + self.backward * (cell.rows - cell.gains) + kept
-        values = WARPS * self.columns * (rows + 4) + (cell.gates + cell.rows) * self.units
+        values = WARPS * self.columns * sums + (cell.gates + cell.rows) * self.units
         values += each * chunks * self.columns * self.units
         handed_over = 2 * self.columns * self.pitch(H) + BARRIERS * BARRIER_BYTES
         exchange = chunks * handed_over if self.cluster else 0

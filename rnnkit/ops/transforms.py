@@ -49,8 +49,10 @@ def differentiable(
     direct = function(forward=run, backward=backward)
 
     def call(*args: Any) -> Any:
-        if plain(*(v for v in args if isinstance(v, Tensor))):
-            return direct.apply(*args)
+        tensors = [v for v in args if isinstance(v, Tensor)]
+        if plain(*tensors):
+            recorded = torch.is_grad_enabled() and any(v.requires_grad for v in tensors)
+            return direct.apply(*args) if recorded else op._init_fn(*args)
         tangents = forward_ad._current_level >= 0
         if tangents and forward_mode is not None:
             return forward_mode(*args)
