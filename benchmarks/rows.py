@@ -20,7 +20,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 SPREAD = 0.15
 OLD_CELLS = {"LSTM": "lstm", "GRU": "gru", "RNN": "rnn_tanh"}
 # What must be equal for two measurements to be of the same thing.
-SAME = ("device", "threads", "torch", "commit", "asked")
+SAME = ("device", "threads", "torch", "commit")
 
 
 def read(path: Path) -> list[Row]:
@@ -85,7 +85,7 @@ def disagree(a: float | None, b: float | None) -> bool:
 def alike(row: Row, other: Row) -> bool:
     """Whether two rows measured the same code in the same place."""
     clean = row["commit"] is not None and not row["commit"].endswith("-dirty")
-    return clean and all(row.get(name) == other.get(name) for name in SAME)
+    return clean and all(row[name] == other[name] for name in SAME)
 
 
 def previous(row: Row, stored: Iterable[Row]) -> Row | None:
@@ -139,11 +139,13 @@ def beaten(rows: Iterable[Row]) -> list[str]:
 
 
 def latest(rows: Iterable[Row]) -> dict[tuple[Any, ...], dict[str, Row]]:
-    """The last run of every problem: its rows by provider."""
+    """The last run of every problem: its rows by provider; those that it left out, of a run
+    before.
+    """
     found: dict[tuple[Any, ...], dict[str, Row]] = {}
     for row in rows:
         now = found.setdefault(key(row), {})
-        if any(v["date"] != row["date"] for v in now.values()):
+        if "asked" not in row and any(v["date"] != row["date"] for v in now.values()):
             now.clear()
         now[row["provider"]] = row
     return found

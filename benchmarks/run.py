@@ -119,23 +119,30 @@ def run(
         calls = built.providers
         rows = [row_of(problem, v, calls[v.provider], built.bound, baseline) for v in found]
     rows[0]["absent"] = built.absent
-    return rows
+    return rows if asked is None else [row | {"asked": asked} for row in rows]
 
 
 def keep_only(asked: list[str], built: Built) -> None:
-    """Drops the other providers, but for the baseline, and says so."""
+    """Drops all others but the baseline."""
     baseline = next(iter(built.providers))
     for name in [v for v in built.providers if v != baseline and v not in asked]:
         del built.providers[name]
         built.checks.pop(name, None)
-        built.absent[name] = "it was not asked for"
 
 
-def waiting(problems: list[Problem], stored: list[Row], shared: Row, times: int) -> list[Problem]:
-    """The problems that have been measured less often in this place, in turns."""
+def waiting(
+    problems: list[Problem],
+    stored: list[Row],
+    shared: Row,
+    times: int,
+    asked: list[str] | None = None,
+) -> list[Problem]:
+    """The problems that have been measured less often in this place, in turns; asked: as of `run`,
+    in order.
+    """
     done: dict[tuple[Any, ...], set[str]] = {}
     for row in stored:
-        if all(row.get(name) == shared.get(name) for name in SAME):
+        if row.get("asked") == asked and all(row.get(name) == shared[name] for name in SAME):
             done.setdefault(key(row), set()).add(row["date"])
     dirty = shared["commit"] is None or shared["commit"].endswith("-dirty")
     counts = {p: 0 if dirty else len(done.get(key(described(p)), ())) for p in problems}
@@ -196,10 +203,9 @@ def main(argv: list[str] | None = None) -> int:
     start, args = time.monotonic(), parse(argv)
     device = torch.device(args.device)
     shared, stored = facts(device), read(args.out)
-    if args.providers is not None:
-        shared |= {"asked": sorted(args.providers)}
+    asked = args.providers and sorted(args.providers)
     rows: list[Row] = []
-    left = waiting(args.problems, stored, shared, args.repeats)
+    left = waiting(args.problems, stored, shared, args.repeats, asked)
     with ExitStack() as stack:
         base = stack.enter_context(Base(args.base)) if args.base else None
         progress = stack.enter_context(Progress(len(left), args.budget, start))
@@ -208,7 +214,7 @@ def main(argv: list[str] | None = None) -> int:
             progress.step(said(described(problem)))
             # Runs of one problem are told apart by when they began.
             more = shared | {"date": now()}
-            found = [row | more for row in run(problem, device, base, args.providers)]
+            found = [row | more for row in run(problem, device, base, asked)]
             found = [marked(row, [*stored, *rows]) for row in found]
             append(args.out, found)
             rows += found

@@ -41,7 +41,8 @@ from .timing import Timer, on_cpu, on_cuda
 
 # How long the two scans are, and how often each is timed.
 LENGTHS, TIMES = (64, 320), 3
-# Cycles for which the device is kept waiting, so that the host has launched all that is timed.
+# Cycles for which the device is kept waiting, so that the host has launched all that is timed; of
+# forms with launches in every step it has not.
 HEAD_START = 10_000_000
 SHAPES = [(8, 64), (64, 64), (64, 128), (64, 256), (8, 512), (64, 512), (256, 512), (64, 1024)]
 

@@ -24,8 +24,6 @@ from .ops.sequence import Inputs
 
 __all__ = ["BACKENDS", "Decision", "Problem", "backend", "choose", "explain", "recording"]
 
-# The types of device that tensors may be on.
-DEVICES = ("cpu", "cuda", "xpu", "mps", "hpu", "mtia", "meta")
 # In the order of preference: name and package, with a module for each operator.
 BACKENDS = {
     "torch": "rnnkit.torch_kernels",
@@ -117,8 +115,9 @@ class Backend(Protocol):
     def why_not(self, problem: Problem) -> str | None: ...
 
     # Optional: note(problem) -> str | None, what `explain` adds about it; gradients(inputs, states,
-    # kept, arriving), all of backward, in place of scan_backward; and KEEPS, whether
-    # scan(inputs, keep) can return what its products gave, for `gradients`.
+    # kept, arriving), all of backward, in place of scan_backward; KEEPS, whether scan(inputs, keep)
+    # can return what its products gave, for `gradients`; and WHOLE, how it runs a whole layer
+    # (ops.layer.Whole).
 
 
 @dataclass(frozen=True)
@@ -173,8 +172,9 @@ def slower(name: str, problem: Asked) -> str | None:
 def torch_is_faster(problem: Asked) -> bool:
     """Whether torch's kernels take less of a GPU's time, as they do in bfloat16 on an H100: plain
     layer norms up to some N, and convolutions from 256 channels on, of which they take a third.
+    In float32 norms took as long, and convolutions have not been measured.
     """
-    if not isinstance(problem, LayerProblem):
+    if not isinstance(problem, LayerProblem) or problem.dtype.itemsize != 2:
         return False
     sizes = dict(problem.sizes)
     if problem.operator == "layer_norm":
@@ -374,11 +374,13 @@ def plain_arithmetic(device: torch.device) -> AbstractContextManager[Any]:
 def autocasts(device: torch.device) -> bool:
     """Whether autocast is on for a device; of some, such as meta, it knows nothing."""
     kind = device.type
-    return kind in AUTOCAST_KNOWS and torch.is_autocast_enabled(kind)
+    known = kind in COMMON or (not torch.compiler.is_compiling() and autocast_is_known(kind))
+    return known and torch.is_autocast_enabled(kind)
 
 
-# Asked here, once: torch 2.11's compiler cannot trace the question.
-AUTOCAST_KNOWS = frozenset(filter(torch.amp.is_autocast_available, DEVICES))
+# Of which autocast knows: torch 2.11's compiler cannot trace the question.
+COMMON = ("cpu", "cuda")
+autocast_is_known = lru_cache(torch.amp.is_autocast_available)
 
 
 if "RNNKIT_BACKEND" in os.environ:

@@ -160,7 +160,11 @@ def chosen(
 
 def takes_projection(input: Tensor, weights: Weights) -> bool:
     """Whether a backend that computes x by itself may do so here: in eager mode, to a dtype."""
-    if not dispatch.plain(input) or dispatch.autocasts(input.device) or input.numel() == 0:
+    if (
+        not dispatch.plain(input, weights.ih, weights.hh)
+        or dispatch.autocasts(input.device)
+        or input.numel() == 0
+    ):
         return False
     return input.dtype == weights.ih.dtype
 

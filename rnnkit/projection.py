@@ -216,32 +216,34 @@ def project(input: Tensor, weights: Sequence[Weights], cell: Cell) -> tuple[Tens
     """
     G, norm, heads = cell.gates, cell.norm, weights[0].heads(cell)
 
-    def of(name: str) -> Tensor | None:
-        return grouped([getattr(w, name) for w in weights], G, heads)
+    def of(*names: str) -> Tensor | None:
+        # Added before they are grouped: gradients of views of one sum would be views of one memory,
+        # which autograd takes for each parameter's own, to add to it in place.
+        return grouped([total(*(getattr(w, name) for name in names)) for w in weights], G, heads)
 
     def flat(v: Tensor | None) -> Tensor | None:
         return None if v is None else v.flatten(1)
 
-    ih, b_ih, b_hh, norm_bias = of("ih"), of("b_ih"), of("b_hh"), of("norm_bias")
+    to_x = ("b_ih", "b_hh") if cell.additive else ("b_ih",)
+    rest = () if cell.additive else ("b_hh",)
+    ih, before = of("ih"), None if norm is not None and not norm.of_sum else of(*to_x)
     assert ih is not None
-    if cell.additive:
-        b_ih, b_hh = total(b_ih, b_hh), None
-    before = None if norm is not None and not norm.of_sum else b_ih
     x = torch.nn.functional.linear(
         input, ih.flatten(0, 2), None if before is None else before.flatten()
     ).unflatten(-1, ih.shape[:3])
     if norm is None:
-        return x, flat(b_hh)
+        return x, flat(of(*rest))
     if norm.of_sum:
-        return x, flat(norm_bias)
+        return x, flat(of("norm_bias"))
+    to_x, rest = ("norm_ih_bias", *to_x), (*rest, "norm_bias")
     if cell.additive:
-        b_ih, norm_bias = total(b_ih, norm_bias), None
+        to_x, rest = (*to_x, *rest), ()
     normed = normalise_x(x, cell)
-    gain, bias = of("norm_ih_weight"), total(of("norm_ih_bias"), b_ih)
+    gain, bias = of("norm_ih_weight"), of(*to_x)
     normed = normed if gain is None else normed * gain
     normed = normed if bias is None else normed + bias
     # Under autocast a norm is in float32; the scan is in the projection's dtype.
-    return normed.to(x.dtype), flat(total(b_hh, norm_bias))
+    return normed.to(x.dtype), flat(of(*rest))
 
 
 def masks(x: Tensor, noise: Noise) -> Tensor | None:

@@ -125,7 +125,7 @@ def test_gradgradcheck(backend, name, device):
     values = [v.detach().requires_grad_() for v in values]
     with rnnkit.backend(backend):
         assert torch.autograd.gradcheck(call, (x, *values), fast_mode=True)
-    assert torch.autograd.gradgradcheck(call, (x, *values), fast_mode=True)
+        assert torch.autograd.gradgradcheck(call, (x, *values), fast_mode=True)
 
 
 def test_layers_take_the_projection_in(backend, monkeypatch, device):
@@ -142,24 +142,87 @@ def test_layers_take_the_projection_in(backend, monkeypatch, device):
         assert len(seen) - before == (0 if outside else layer.num_layers), name
 
 
-@pytest.mark.parametrize("frozen", ["input", "weight_ih_l0", "weight_hh_l0", "bias_hh_l0", "all"])
-def test_frozen_arguments_get_no_gradient(backend, frozen, device):
-    layer = build(
-        "lstm-no-bias" if frozen == "all" else "gru", DTYPES[backend][0], place(backend, device)
-    )
-    x = call_of(layer, ())[0].requires_grad_(frozen != "input")
-    wanted = {k: v for k, v in layer.named_parameters() if frozen not in (k, "all")}
-    for name, value in layer.named_parameters():
-        value.requires_grad_(name in wanted)
-    with rnnkit.backend(backend):
-        layer(x)[0].square().sum().backward()
-    assert (x.grad is None) == (frozen == "input")
-    assert all((v.grad is not None) == (k in wanted) for k, v in layer.named_parameters())
+FROZEN = {
+    "nothing": (),
+    "the input": ("input",),
+    "input weights": ("weight_ih_l0",),
+    "recurrent weights": ("weight_hh_l0",),
+    "input biases": ("bias_ih_l0",),
+    "recurrent biases": ("bias_hh_l0",),
+    "all but the biases": ("input", "weight_ih_l0", "weight_hh_l0"),
+    "all but a bias": ("input", "weight_ih_l0", "weight_hh_l0", "bias_ih_l0"),
+    "all parameters": ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0"),
+}
 
 
-def test_second_backward_equals_the_first():
-    layer = build("gru")
+def gradients(layer, x, on, frozen=(), times=1):
+    """Those that a loop of training finds, by name, after some backward passes."""
+    leaves = dict(layer.named_parameters()) | {"input": x.clone()}
+    for name, v in leaves.items():
+        v.grad = None
+        v.requires_grad_(name not in frozen)
+    with rnnkit.backend(on):
+        for _ in range(times):
+            layer(leaves["input"])[0].sin().sum().backward()
+    return {name: v.grad for name, v in leaves.items() if v.grad is not None}
+
+
+@pytest.mark.parametrize("frozen", FROZEN)
+@pytest.mark.parametrize("name", ["gru", "lstm"])
+def test_frozen_arguments_get_no_gradient(backend, name, frozen, device):
+    layer = build(name, DTYPES[backend][0], place(backend, device))
+    x, frozen = call_of(layer, ())[0], FROZEN[frozen]
+    every, found = gradients(layer, x, "reference"), gradients(layer, x, backend, frozen)
+    assert found.keys() == every.keys() - set(frozen)
+    for key, v in found.items():
+        torch.testing.assert_close(v, every[key], msg=key)
+
+
+def test_gradients_add_up_in_place(backend, device):
+    """Each parameter's gradient is its own memory, or what is added to one is in another too."""
+    for name in ("lstm", "lstm-no-bias", "gru"):
+        layer = build(name, DTYPES[backend][0], place(backend, device))
+        x = call_of(layer, ())[0]
+        once, twice = (gradients(layer, x, backend, times=k) for k in (1, 2))
+        for key, v in once.items():
+            torch.testing.assert_close(twice[key], 2 * v, msg=f"{name}: {key}")
+
+
+def test_backward_may_run_on_another_backend(device):
+    """Which one runs it counts when it runs."""
+    layer = build("lstm", torch.float64, device)
     x = call_of(layer, ())[0].requires_grad_()
-    output = layer(x)[0].sum()
-    first, second = (torch.autograd.grad(output, x, retain_graph=True)[0] for _ in range(2))
+    with rnnkit.backend("triton"):
+        output = layer(x)[0].sum()
+    found = torch.autograd.grad(output, [x, *layer.parameters()])
+    expected = torch.autograd.grad(layer(x)[0].sum(), [x, *layer.parameters()])
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_a_mask_of_another_dtype_is_cast(backend, device):
+    """What the operator takes, a layer takes: d in any dtype."""
+    dtype, where = DTYPES[backend][0], place(backend, device)
+    x, ih, hh = (torch.randn(s, device=where, dtype=dtype) for s in ((3, 2, 5), (32, 5), (32, 8)))
+    leaves = [v.requires_grad_() for v in (x, ih, hh)]
+    mask = torch.rand(2, 1, 8, device=where) < 0.7
+    for kind in (torch.float16, dtype):
+        noise = rnnkit.functional.Noise(dropout=mask.to(kind), training=True)
+        with rnnkit.backend(backend):
+            call = rnnkit.functional.recurrent(
+                x, None, [rnnkit.functional.Weights(ih, hh)], "lstm", noise=noise
+            )
+            found = torch.autograd.grad(call.output.sum(), leaves)
+        if kind != dtype:
+            first = found
+    for a, b in zip(first, found, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_second_backward_equals_the_first(backend, device):
+    layer = build("gru", DTYPES[backend][0], place(backend, device))
+    x = call_of(layer, ())[0].requires_grad_()
+    with rnnkit.backend(backend):
+        output = layer(x)[0].sum()
+        first, second = (torch.autograd.grad(output, x, retain_graph=True)[0] for _ in range(2))
     assert torch.equal(first, second)

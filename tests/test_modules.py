@@ -122,6 +122,21 @@ def test_backward_twice(make, tensors, on):
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
+@every_case_run
+def test_gradients_add_up_in_place(make, tensors, on):
+    """As a loop of training adds them up: no gradient may share another's memory."""
+
+    def gradients(times):
+        module = make(I, H)
+        with forced(on):
+            for _ in range(times):
+                sum(v.sin().sum() for v in leaves(call(module, **tensors))).backward()
+        return [v.grad for v in module.parameters()]
+
+    for once, twice in zip(gradients(1), gradients(2), strict=True):
+        torch.testing.assert_close(twice, 2 * once)
+
+
 def subsets(size):
     """Every subset where that is feasible; else none, all, each alone, and all but each."""
     if size <= 6:

@@ -63,10 +63,11 @@ template <class Kind, class C, int UNIT_TILES, bool CLUSTER> struct Forward {
         block.template hand_over<W>(k, at, &fed);
     }
 
-    // What a step reads, after its first round.
-    DEVICE auto again(int k, const Unit& u) const {
+    // What a step reads, once more in a later round: it would take registers from round to round.
+    // Norms of products leave x to that; the first of them has the next one brought.
+    DEVICE auto again(int k, const Unit& u, bool first) const {
         const bool wanted = NORMED<C> != Normed::SUMS;
-        const int onward = NORMED<C> == Normed::PRODUCTS ? block.clock.onward(k) : 0;
+        const int onward = first && NORMED<C> == Normed::PRODUCTS ? block.clock.onward(k) : 0;
         return u.load_ahead(block.clock.time(k), onward, wanted);
     }
 
@@ -101,7 +102,7 @@ template <class Kind, class C, int UNIT_TILES, bool CLUSTER> struct Forward {
     template <class W> DEVICE void normalise(int k, int c) {
         const Element at = block.element(c);
         const Unit u = block.unit(at);
-        const auto loaded = again(k, u);
+        const auto loaded = again(k, u, W::FIRST == 0);
         block.wait(c);
         if (at.idle()) return;
         const Ahead v = u.widened(loaded);
@@ -146,7 +147,7 @@ template <class Kind, class C, int UNIT_TILES, bool CLUSTER> struct Forward {
     DEVICE void normalise_within(int k, int c) {
         const Element at = block.element(c);
         const Unit u = block.unit(at);
-        const auto loaded = again(k, u);
+        const auto loaded = again(k, u, false);
         block.wait(c);
         if (at.idle()) return;
         const Ahead v = u.widened(loaded);

@@ -23,9 +23,10 @@ template <class Kind, int ROW_TILES, int COLUMN_TILES, int HELD, int GATES> stru
     using S = typename Kind::S;
     static constexpr int DEPTH = TILE_BYTES / sizeof(S);
     static constexpr int ROWS = ROW_TILES * TILE_ROWS, COLUMNS = COLUMN_TILES * TILE_COLUMNS;
-    // Of a column of one warp's sums in shared memory: apart by some banks more than a whole number
-    // of 16, so that the lanes of a fragment meet in no bank.
-    static constexpr int PITCH = ROWS + (GATES == 3 ? 12 : 4);
+    // Of a column of one warp's sums in shared memory: apart by 4 banks more than a whole number of
+    // 16, so that the lanes of a fragment meet in no bank.
+    static constexpr int PITCH = ROWS + 4;
+    static_assert(ROW_TILES % GATES == 0 && PITCH * sizeof(float) % alignof(Gates<GATES>) == 0);
     static constexpr int SUMS = WARPS * COLUMNS * PITCH;
     static_assert(HELD > 0 && HELD % Kind::batch == 0, "whole batches");
 

@@ -105,19 +105,19 @@ def backward(
 
 def forward_through(
     projection: Projection, inputs: Inputs, keep: bool
-) -> tuple[tuple[Tensor, Tensor, Tensor], Sequence[Tensor | None]]:
+) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor, Sequence[Tensor | None]]:
     """A whole layer, as `rnnkit.ops.layer.Whole` has it."""
     found, kept = forward(ready(inputs), keep, dense_projection(projection))
-    return found, kept or ()
+    return found, inputs.x, kept or ()
 
 
 def backward_through(
     projection: Projection,
     inputs: Inputs,
-    states: tuple[Tensor, ...],
+    states: tuple[Tensor, Tensor],
     kept: Sequence[Tensor | None],
     arriving: Sequence[Tensor | None],
-    wanted: tuple[bool, bool],
+    wanted: Sequence[bool],
 ) -> tuple[Tensor | None, ...]:
     """The gradients of a whole layer, as `rnnkit.ops.layer.Whole` has it."""
     projection, inputs = dense_projection(projection), ready(inputs)
@@ -127,7 +127,7 @@ def backward_through(
         return torch.empty_like(v) if wanted and v is not None else None
 
     dinput = like(projection.input, wanted[0])
-    of_weights = [like(v, wanted[1]) for v in projection[1:]]
+    of_weights = [like(v, any(wanted[1 : len(projection)])) for v in projection[1:]]
     dw, db, ds0, dp = map(like, (inputs.w, inputs.b, inputs.s0, inputs.p))
     names = ("dinput", "dw_ih", "db_ih", "dx_gain")
     more = dict(zip(names, map(address, (dinput, *of_weights)), strict=True))

@@ -148,10 +148,6 @@ class Tile(NamedTuple):
         """Tiles of its rows."""
         return self.unit_tiles * (1 if self.backward else gates)
 
-    def apart(self, gates: int) -> int:
-        """What parts two columns of its sums."""
-        return 12 if gates == 3 and not self.backward else 4
-
     def tiles(self, H: int, gates: int | None = None) -> int:
         """Tiles of the inner dimension that a warp has, of all gates or of those of one product."""
         depth = ceil(H / 8) * 8 * ((gates or self.equations.gates) if self.backward else 1)
@@ -169,10 +165,10 @@ class Tile(NamedTuple):
         held = [self.rows_of(gates) * self.held_of(gates) * tile for gates in self.products]
         every = [self.rows_of(gates) * self.tiles(H, gates) * tile for gates in self.products]
         weights = sum(max(a - b, 0) for a, b in zip(every, held, strict=True))
-        sums = max(self.rows_of(gates) * TILE_ROWS + self.apart(gates) for gates in self.products)
+        rows = max(self.rows_of(gates) for gates in self.products) * TILE_ROWS
         kept = cell.gates * (cell.norm is not None or cell.inner is not None) + cell.normalises
         each = cell.states + self.backward * (cell.rows - cell.gains) + kept
-        values = WARPS * self.columns * sums + (cell.gates + cell.rows) * self.units
+        values = WARPS * self.columns * (rows + 4) + (cell.gates + cell.rows) * self.units
         values += each * chunks * self.columns * self.units
         handed_over = 2 * self.columns * self.pitch(H) + BARRIERS * BARRIER_BYTES
         exchange = chunks * handed_over if self.cluster else 0

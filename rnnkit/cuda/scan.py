@@ -138,7 +138,7 @@ def scan_backward(
     form = {"entered": prev.contiguous(), "dr": dr}
     more = {name: native.address(v) for name, v in dense.items()}
     launch(inputs, True, form, more)
-    return dx, dr, ds0, dp.sum(0).to(x.dtype) if dp.numel() else x.new_empty(dp.shape[1:])
+    return dx, dr, ds0, dp.sum(0).to(x.dtype) if dp.numel() else x.new_zeros(dp.shape[1:])
 
 
 def launch(

@@ -15,13 +15,13 @@ from torch import Tensor
 from .. import dispatch
 from ..projection import Projection, total, with_groups
 from .check import check
-from .gradients import gradients
+from .gradients import every_gradient
 from .scan import scan
 from .sequence import Inputs
 
 COUNT = len(Projection._fields)
 Found = tuple[Tensor, Tensor, Tensor]
-Optional = Sequence[Tensor | None]
+Maybe = Sequence[Tensor | None]
 Arriving = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 
@@ -29,17 +29,18 @@ class Whole(NamedTuple):
     """How a backend computes a whole layer; x is empty there, and w and b may lack the groups.
 
     empty(shape, like): that x. norms: whether the input's part may have a norm of its own.
-    forward(projection, inputs, keep): output, cells and last, and what backward wants kept.
+    forward(projection, inputs, keep): output, cells and last; the x that backward gets; and what
+    else it wants kept.
     backward(projection, inputs, (output, cells), kept, arriving, wanted): the gradients of the
-    projection's tensors, and dw, db, ds0 and dp. wanted: whether those of the input, and of the
-    projection's other tensors, are.
+    projection's tensors, and dw, db, ds0 and dp. wanted: whether those of the projection's tensors
+    and of the inputs' are; who makes them at no cost may make others, too.
     """
 
     empty: Callable[[tuple[int, ...], Tensor], Tensor]
     norms: bool
-    forward: Callable[[Projection, Inputs, bool], tuple[Found, Optional]]
+    forward: Callable[[Projection, Inputs, bool], tuple[Found, Tensor, Maybe]]
     backward: Callable[
-        [Projection, Inputs, tuple[Tensor, ...], Optional, Arriving, tuple[bool, bool]], Optional
+        [Projection, Inputs, tuple[Tensor, Tensor], Maybe, Arriving, Sequence[bool]], Maybe
     ]
 
 
@@ -91,34 +92,31 @@ class Layer(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, whole: Whole, *given: Any) -> Found:
-        found, kept = whole.forward(*parted(given), True)
+        found, x, kept = whole.forward(*unpacked(given), True)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*found[:2], *given[:-2], *kept)
+        ctx.save_for_backward(*found[:2], *given[:COUNT], x, *given[COUNT + 1 : -2], *kept)
         ctx.whole, ctx.static = whole, given[-2:]
         return found
 
     @staticmethod
     def backward(ctx: Any, *arriving: Any) -> tuple[Tensor | None, ...]:
-        needed = ctx.needs_input_grad
         if all(v is None for v in arriving):
-            return (None,) * len(needed)
-        output, cells, *saved = ctx.saved_tensors
-        count, needed = len(needed) - 1 - len(ctx.static), needed[1:]
-        projection, inputs = parted((*saved[:count], *ctx.static))
-        if torch.is_grad_enabled() or mapped(arriving):
-            found = differentiable_gradients(needed, projection, inputs, arriving)
-            return None, *found
+            return (None,) * len(ctx.needs_input_grad)
+        (output, cells, *saved), needed = ctx.saved_tensors, ctx.needs_input_grad[1:]
+        count = len(needed) - len(ctx.static)
+        projection, inputs = unpacked((*saved[:count], *ctx.static))
         with dispatch.plain_arithmetic(output.device):
-            wanted = needed[0], any(needed[1:COUNT])
+            if torch.is_grad_enabled() or mapped(arriving):
+                return None, *differentiable_gradients(needed, projection, inputs, arriving)
             given = projection, inputs, (output, cells), saved[count:], arriving
-            found = ctx.whole.backward(*given, wanted)
+            found = ctx.whole.backward(*given, needed)
         of_scan = (None, *found[COUNT:])  # nobody wants dx
         none = (None,) * (len(needed) - COUNT - len(of_scan))
         every = (*found[:COUNT], *of_scan, *none)
         return None, *(v if want else None for v, want in zip(every, needed, strict=True))
 
 
-def parted(values: Sequence[Any]) -> tuple[Projection, Inputs]:
+def unpacked(values: Sequence[Any]) -> tuple[Projection, Inputs]:
     return Projection(*values[:COUNT]), Inputs(*values[COUNT:])
 
 
@@ -139,7 +137,7 @@ def differentiable_gradients(
     # Views, so that what reaches one argument through another's own history does not count twice.
     with torch.enable_grad():
         values: Any = [v.view_as(v) if isinstance(v, Tensor) else v for v in (*projection, *inputs)]
-    projection, inputs = parted(values)
+    projection, inputs = unpacked(values)
     again = torch.is_grad_enabled()
     with torch.enable_grad():
         x = projection.x(inputs.equations, inputs.x.shape)
@@ -154,11 +152,15 @@ def differentiable_gradients(
     return tuple(by_place.get(k) for k in range(len(values)))
 
 
-def forward_by_torch(projection: Projection, inputs: Inputs, keep: bool) -> tuple[Found, Optional]:
+def forward_by_torch(
+    projection: Projection, inputs: Inputs, keep: bool
+) -> tuple[Found, Tensor, Maybe]:
     """Of backends that have the scan alone: torch's products around it."""
-    full = with_x(projection, inputs)
+    if adds_biases(inputs):
+        projection = projection._replace(b_ih=total(projection.b_ih, inputs.b))
+    full = in_full(inputs, projection.x(inputs.equations, inputs.x.shape))
     found: Found = dispatch.choose(full).scan(full)
-    return found, (full.x,) if keep else ()
+    return found, full.x, ()
 
 
 def nothing(shape: tuple[int, ...], like: Tensor) -> Tensor:
@@ -172,35 +174,33 @@ def adds_biases(inputs: Inputs) -> bool:
     return inputs.b is not None and cell.norm is None and cell.additive
 
 
-def with_x(projection: Projection, inputs: Inputs) -> Inputs:
-    """The inputs in full; x has all of the biases that can be added to it."""
-    if adds_biases(inputs):
-        projection = projection._replace(b_ih=total(projection.b_ih, inputs.b))
-        inputs = inputs._replace(b=None)
-    x = projection.x(inputs.equations, inputs.x.shape)
-    return with_groups(inputs._replace(x=x))
+def in_full(inputs: Inputs, x: Tensor) -> Inputs:
+    """The inputs as the scan takes them, of an x that has all of the biases that it can have."""
+    b, d = None if adds_biases(inputs) else inputs.b, inputs.d
+    return with_groups(inputs._replace(x=x, b=b, d=None if d is None else d.to(x.dtype)))
 
 
 def backward_by_torch(
     projection: Projection,
     inputs: Inputs,
-    states: tuple[Tensor, ...],
-    kept: Optional,
+    states: tuple[Tensor, Tensor],
+    kept: Maybe,
     arriving: Arriving,
-    wanted: tuple[bool, bool],
-) -> Optional:
-    assert kept[0] is not None
-    added = adds_biases(inputs)
-    full = with_groups(inputs._replace(x=kept[0], b=None if added else inputs.b))
-    backend, (output, cells) = dispatch.choose(full, backward=True), states
-    dx, dw, db, ds0, dp = gradients(backend, full, (output, *cells), arriving)
+    wanted: Sequence[bool],
+) -> Maybe:
+    full, added = in_full(inputs, inputs.x), adds_biases(inputs)
+    backend = dispatch.choose(full, backward=True)
+    dx, dw, db, ds0, dp = every_gradient(backend, full, states, None, arriving)
     rows, (input, ih, b_ih, _) = dx.flatten(2).flatten(0, 1), projection
-    dinput = (rows @ ih.flatten(0, -2)).view(input.shape) if wanted[0] else None
-    dih = (rows.mT @ input.flatten(0, 1)).view(ih.shape) if wanted[1] else None
-    of_bias = rows.sum(0) if added or (wanted[1] and b_ih is not None) else None
-    db_ih = shaped(of_bias, b_ih)
-    of_b = shaped(of_bias if added else db, inputs.b)
-    return dinput, dih, db_ih, None, dw.view(inputs.w.shape), of_b, ds0, dp
+    of_input, of_ih, of_b_ih, of_b = wanted[0], wanted[1], wanted[2], wanted[COUNT + 2]
+    dinput = (rows @ ih.flatten(0, -2)).view(input.shape) if of_input else None
+    dih = (rows.mT @ input.flatten(0, 1)).view(ih.shape) if of_ih else None
+    summed = rows.sum(0) if of_b_ih or (added and of_b) else None
+    if added and summed is not None:
+        # Who adds to one parameter's gradient in place must not add to the other's.
+        db = summed.clone() if of_b_ih else summed
+    of_biases = shaped(summed, b_ih), shaped(db, inputs.b)
+    return dinput, dih, of_biases[0], None, dw.view(inputs.w.shape), of_biases[1], ds0, dp
 
 
 def shaped(v: Tensor | None, like: Tensor | None) -> Tensor | None:

@@ -16,7 +16,7 @@ from .. import dispatch
 from ..reference import scan as reference
 from .allocate import allocate, allocate_gradients, allocate_products, empty_gradients
 from .check import check
-from .gradients import gradients, products_again
+from .gradients import every_gradient, gradients, products_again
 from .sequence import Inputs, valid
 from .transforms import differentiable, fold, pull_back, unfold
 
@@ -142,10 +142,9 @@ def _scan_backward_op(
         return empty_gradients(inputs, dlast)
     with dispatch.plain_arithmetic(x.device):
         backend = dispatch.choose(inputs, backward=True)
-        if hasattr(backend, "gradients"):
-            kept = None if products is None or scales is None else (products, scales)
-            return backend.gradients(inputs, (output, cells), kept, (doutput, dcells, dlast))
-        return gradients(backend, inputs, (output, *cells), (doutput, dcells, dlast))
+        kept = None if products is None or scales is None else (products, scales)
+        arriving = doutput, dcells, dlast
+        return every_gradient(backend, inputs, (output, cells), kept, arriving)  # type: ignore
 
 
 @_scan_backward_op.register_fake
