@@ -64,12 +64,15 @@ def ms(row: Row | None) -> str:
 
 
 def times(found: dict[str, Row]) -> str:
-    """How many times as fast as the best of the others ours is."""
+    """How many times as fast as the best of the others ours is, of those of one run."""
     ours = found.get("rnnkit")
-    eager = {k: v for k, v in found.items() if v["p50_ms"] and not k.endswith(IN_GRAPH)}
+    if ours is None or not ours["p50_ms"]:
+        return "-"
+    beside = {k: v for k, v in found.items() if v["p50_ms"] and v["date"] == ours["date"]}
+    eager = {k: v for k, v in beside.items() if not k.endswith(IN_GRAPH)}
     others = {k: v for k, v in eager.items() if not k.startswith("rnnkit")}
     others = others or {k: v for k, v in eager.items() if k == "rnnkit reference"}
-    if ours is None or not ours["p50_ms"] or not others:
+    if not others:
         return "-"
     best = min(others, key=lambda name: others[name]["p50_ms"])
     return f"{others[best]['p50_ms'] / ours['p50_ms']:.2f} x {best}"

@@ -141,3 +141,18 @@ def test_floors_of_a_gpu_are_the_derived_ones():
     assert floor(row) == pytest.approx(0.67 + 0.81)
     assert floor(row | dict(mode="inference")) == 0.67
     assert floor(row | dict(dtype="fp32")) is None and floor(row | dict(cell="gru")) is None
+
+
+def test_a_run_of_some_providers_leaves_the_others_rows():
+    first = [stored("torch.nn", 4.0), stored("rnnkit", 2.0), stored("rnnkit reference", 8.0)]
+    some = [
+        stored(name, time, date="2", asked=["rnnkit"])
+        for name, time in (("torch.nn", 3.0), ("rnnkit", 1.0))
+    ]
+    (found,) = rows.latest([*first, *some]).values()
+    assert {name: row["p50_ms"] for name, row in found.items()} == {
+        "torch.nn": 3.0, "rnnkit": 1.0, "rnnkit reference": 8.0,
+    }  # fmt: skip
+    assert report.times(found) == "3.00 x torch.nn"
+    (found,) = rows.latest([*first, *some, stored("torch.nn", 5.0, date="3")]).values()
+    assert list(found) == ["torch.nn"]

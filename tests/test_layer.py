@@ -180,8 +180,9 @@ def test_frozen_arguments_get_no_gradient(backend, name, frozen, device):
 
 def test_gradients_add_up_in_place(backend, device):
     """Each parameter's gradient is its own memory, or what is added to one is in another too."""
-    for name in ("lstm", "lstm-no-bias", "gru"):
+    for name in LAYERS if backend == "cpu" else FEW:
         layer = build(name, DTYPES[backend][0], place(backend, device))
+        layer.eval()  # without noise
         x = call_of(layer, ())[0]
         once, twice = (gradients(layer, x, backend, times=k) for k in (1, 2))
         for key, v in once.items():
@@ -195,6 +196,12 @@ def test_backward_may_run_on_another_backend(device):
     with rnnkit.backend("triton"):
         output = layer(x)[0].sum()
     found = torch.autograd.grad(output, [x, *layer.parameters()])
+    output = layer(x)[0].sum()
+    with rnnkit.backend("reference"), rnnkit.dispatch.recording() as decisions:
+        again = torch.autograd.grad(output, [x, *layer.parameters()])
+    assert {v.backend for v in decisions} == {"reference"}
+    for a, b in zip(found, again, strict=True):
+        torch.testing.assert_close(a, b)
     expected = torch.autograd.grad(layer(x)[0].sum(), [x, *layer.parameters()])
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b)

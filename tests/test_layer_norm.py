@@ -399,3 +399,19 @@ def test_errors_name_the_argument(error, match, change):
     given = {"x": torch.ones(2, 4), "normalized_shape": 4} | change
     with pytest.raises(error, match=match):
         layer_norm(**given)
+
+
+def test_gradients_add_up_in_place(on, device):
+    """As a loop of training adds them up: no gradient may share another's memory."""
+    more = {"dtype": torch.float64, "device": device}
+    leaves = [torch.randn(*shape, **more) for shape in ((2, 3, 5), (2, 3, 5), (5,), (5,))]
+    cotangent = torch.randn(2, 3, 5, **more)
+    found = []
+    for times in (1, 2):
+        x, residual, weight, bias = given = [v.clone().requires_grad_() for v in leaves]
+        for _ in range(times):
+            y = layer_norm(x, (5,), weight, bias, residual=residual)
+            y.backward(cotangent)
+        found.append([v.grad for v in given])
+    for once, twice in zip(*found, strict=True):
+        torch.testing.assert_close(twice, 2 * once)

@@ -328,3 +328,21 @@ def test_weight_norm(monkeypatch):
     assert (gradient != 0).all()
     lengths.data *= 2
     assert not torch.allclose(model.skips(lead), expected)
+
+
+@pytest.mark.parametrize("on", ["torch", "reference"])
+def test_gradients_add_up_in_place(on):
+    """As a loop of training adds them up: no gradient may share another's memory."""
+
+    def gradients(times):
+        torch.manual_seed(0)
+        module = WaveNet(1, 2, residual_channels=4, layers=2, blocks=2, global_channels=3).double()
+        x, h = torch.randn(2, 1, 9, dtype=torch.double), torch.randn(2, 3, dtype=torch.double)
+        with rnnkit.backend(on):
+            for _ in range(times):
+                module(x, global_condition=h).sin().sum().backward()
+        return {name: v.grad for name, v in module.named_parameters()}
+
+    once, twice = gradients(1), gradients(2)
+    for name, v in once.items():
+        assert_close(twice[name], 2 * v, msg=name)

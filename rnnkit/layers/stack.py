@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.modules import module
 
+from ..projection import total
 from ..torch_kernels.wavenet import convolve
 from .conv import CausalConv1d
 
@@ -43,7 +44,10 @@ def weights(blocks: Blocks) -> Weights:
 def skip_weights(blocks: Blocks) -> tuple[Tensor, Tensor]:
     """Weight (S, D * C, 1) and bias (S,) of the sum of all skips."""
     weight = torch.cat([block.skip.weight for block in blocks], 1)
-    return weight, torch.stack([block.skip.bias for block in blocks]).sum(0)
+    # A sum of stacked ones would give each the same memory for its gradient.
+    bias = total(*(block.skip.bias for block in blocks))
+    assert bias is not None
+    return weight, bias
 
 
 def dilations(blocks: Blocks) -> tuple[int, ...]:

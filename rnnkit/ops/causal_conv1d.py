@@ -57,7 +57,8 @@ def causal_conv1d(
     """
     call = Convolution(x, weight, bias, state, stride, dilation, groups, activation, channels_last)
     check(call)
-    if dispatch.on_torch(problem_of(call, extras=()), x):
+    dtype = autocast_dtype(x) if dispatch.autocasts(x.device) else x.dtype
+    if dispatch.on_torch(problem_of(call, extras=())._replace(dtype=dtype), x):
         return torch_kernels.causal_conv1d(call)
     if dispatch.autocasts(x.device):
         call = cast(call, autocast_dtype(x))

@@ -28,6 +28,7 @@ Arriving = tuple[Tensor | None, Tensor | None, Tensor | None]
 class Whole(NamedTuple):
     """How a backend computes a whole layer; x is empty there, and w and b may lack the groups.
 
+    name: of the backend whose kernels alone know what forward kept; None if none is needed.
     empty(shape, like): that x. norms: whether the input's part may have a norm of its own.
     forward(projection, inputs, keep): output, cells and last; the x that backward gets; and what
     else it wants kept.
@@ -36,6 +37,7 @@ class Whole(NamedTuple):
     and of the inputs' are; who makes them at no cost may make others, too.
     """
 
+    name: str | None
     empty: Callable[[tuple[int, ...], Tensor], Tensor]
     norms: bool
     forward: Callable[[Projection, Inputs, bool], tuple[Found, Tensor, Maybe]]
@@ -106,7 +108,9 @@ class Layer(torch.autograd.Function):
         count = len(needed) - len(ctx.static)
         projection, inputs = unpacked((*saved[:count], *ctx.static))
         with dispatch.plain_arithmetic(output.device):
-            if torch.is_grad_enabled() or mapped(arriving):
+            forced = dispatch.forced() if ctx.whole.name else None
+            elsewhere = forced not in (None, ctx.whole.name)
+            if torch.is_grad_enabled() or mapped(arriving) or elsewhere:
                 return None, *differentiable_gradients(needed, projection, inputs, arriving)
             given = projection, inputs, (output, cells), saved[count:], arriving
             found = ctx.whole.backward(*given, needed)
@@ -207,4 +211,4 @@ def shaped(v: Tensor | None, like: Tensor | None) -> Tensor | None:
     return None if v is None or like is None else v.view(like.shape)
 
 
-BY_TORCH = Whole(nothing, False, forward_by_torch, backward_by_torch)
+BY_TORCH = Whole(None, nothing, False, forward_by_torch, backward_by_torch)

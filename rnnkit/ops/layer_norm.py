@@ -164,8 +164,11 @@ def backward(ctx: Any, *arriving: Tensor | None) -> tuple[Tensor | None, ...]:
     v, weight, bias, stats = ctx.saved_tensors
     dv, dw, db = _layer_norm_backward(dy, dtotal, v, weight, bias, stats, *ctx.static)
     dw, db = None if weight is None else dw, None if bias is None else db
-    added = None if ctx.added is None else dv.to(ctx.added)
-    return dv.to(ctx.dtype), dw, db, added, None, None, None
+    dx, added = dv.to(ctx.dtype), None if ctx.added is None else dv.to(ctx.added)
+    if added is not None and added is dx and ctx.needs_input_grad[0] and ctx.needs_input_grad[3]:
+        # Behind two views of one memory autograd would add to both at once.
+        added = dx.clone()
+    return dx, dw, db, added, None, None, None
 
 
 def backward_setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

@@ -47,7 +47,8 @@ def wavenet(
     Raises ValueError or TypeError, naming the argument.
     """
     check(x, w, b, r, rb, condition, dilations)
-    if dispatch.on_torch(problem_of(x, w, dilations, extras=()), x):
+    dtype = autocast_dtype(x) if dispatch.autocasts(x.device) else x.dtype
+    if dispatch.on_torch(problem_of(x, w, dilations, extras=())._replace(dtype=dtype), x):
         return torch_kernels.wavenet(x, w, b, r, rb, condition, dilations)
     blocks = Blocks(x, *stacked(x, w, b, r, rb), condition, tuple(dilations))
     if dispatch.autocasts(x.device):
