@@ -13,8 +13,10 @@ from .problem import IN_GRAPH, MODES
 from .rows import Row, latest
 from .suites.rnn import SHAPES, TWINS
 
-EAGER = ("torch.nn", "rnnkit reference", "torch.compile", "rnnkit")
-PROVIDERS = (*EAGER, f"torch.nn{IN_GRAPH}", f"rnnkit{IN_GRAPH}")
+PROVIDERS = (
+    *("torch.nn", "rnnkit reference", "torch.compile", "rnnkit"),
+    *(f"torch.nn{IN_GRAPH}", f"rnnkit{IN_GRAPH}"),
+)
 COLORS = ("#1f4e9c", "#1b7a3d", "#a01c1c", "#e0a000", "#7aa6e8", "#f0cf80")
 MARKERS = ("o", "s", "^", "D", "o", "D")
 LEGEND = 60  # characters

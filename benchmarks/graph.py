@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from .timing import Call, Tensors
-
-WARM_CALLS = 3
+from .timing import WARM_CALLS, Call, Tensors
 
 
 class Graphed:

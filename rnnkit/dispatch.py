@@ -237,9 +237,7 @@ def choose(inputs: Inputs, backward: bool = False) -> Any:
 
 def keeps(inputs: Inputs) -> bool:
     """Whether the scan is to keep for backward what its products gave."""
-    if not torch.is_grad_enabled() or tracing(inputs.x):
-        return False
-    if not any(v is not None and v.requires_grad for v in inputs[:5]):
+    if tracing(inputs.x) or not recorded(*inputs[:5]):
         return False
     backend = load(decide(problem_of(inputs), _forced).backend)[0]
     return getattr(backend, "KEEPS", False)
@@ -270,6 +268,11 @@ def on_torch(problem: Asked, x: Tensor) -> bool:
 def tracing(x: Tensor) -> bool:
     """Whether x's operations are being recorded, not run; symbolic sizes are a trace too."""
     return torch.compiler.is_compiling() or any(type(size) is not int for size in x.shape)
+
+
+def recorded(*tensors: Tensor | None) -> bool:
+    """Whether autograd records operations on them."""
+    return torch.is_grad_enabled() and any(v is not None and v.requires_grad for v in tensors)
 
 
 def plain(*tensors: Tensor) -> bool:

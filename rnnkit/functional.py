@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from . import dispatch
-from .cells import find
+from .cells import Cell, find
 from .ops.causal_conv1d import causal_conv1d
 from .ops.layer import Whole, layer
 from .ops.layer_norm import layer_norm
@@ -86,17 +86,7 @@ def recurrent(
     equations = find(cell)
     check_own(weights, equations)
     more: Any = (state, weights, equations, reverse, lengths, resets, noise)
-    whole: Whole | None = getattr(backend, "WHOLE", None)
-    alone = None
-    if whole is not None and takes_projection(input, weights[0]):
-        alone = projection_of(input, weights, equations, whole)
-    if whole is not None and alone is not None:
-        projection, x, b = alone
-        inputs, h0 = prepare(x, b, *more)
-        output, cells, final = layer(whole, projection, inputs)
-    else:
-        inputs, h0 = prepare(*project(input, weights, equations), *more)
-        output, cells, final = scan(*with_groups(inputs))
+    (output, cells, final), h0 = projected_scan(backend, input, weights, equations, more)
     heads = weights[0].heads(equations)
     final = final if heads == 1 else final.unflatten(2, (-1, heads)).flatten(3)
     h, *others = final.transpose(1, 2).unbind(0)
@@ -110,6 +100,23 @@ def recurrent(
             h = torch.where((lengths <= 0)[:, None], h0.to(h.dtype), h)
     shown = cells[0].flatten(2) if return_cell_states else None
     return Result(output.flatten(2), (h, *others), shown)
+
+
+def projected_scan(
+    backend: Any, input: Tensor, weights: Sequence[Weights], cell: Cell, more: Any
+) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor | None]:
+    """output, cells and last of the scan, and the projected h0 if there is one; more: the arguments
+    of `prepare` after b. All in one, where the backend has that.
+    """
+    whole: Whole | None = getattr(backend, "WHOLE", None)
+    if whole is not None and takes_projection(input, weights[0]):
+        alone = projection_of(input, weights, cell, whole)
+        if alone is not None:
+            projection, x, b = alone
+            inputs, h0 = prepare(x, b, *more)
+            return layer(whole, projection, inputs), h0
+    inputs, h0 = prepare(*project(input, weights, cell), *more)
+    return scan(*with_groups(inputs)), h0
 
 
 def packed(
@@ -187,7 +194,6 @@ def layer_problem(
         "empty sequences": input.numel() == 0,
         "such directions": tuple(reverse) not in ((False,), (True,), (False, True)),
     }
-    leaves = (input, first.ih, first.hh, *(state or ()))
     T, B, _ = input.shape
     return dispatch.Problem(
         cell,
@@ -197,7 +203,7 @@ def layer_problem(
         first.ih.shape[0] // equations.gates // heads,
         input.dtype,
         input.device,
-        backward=torch.is_grad_enabled() and any(v.requires_grad for v in leaves),
+        backward=dispatch.recorded(input, first.ih, first.hh, *(state or ())),
         runs=len(reverse),
         forward_mode=dispatch.in_forward_mode(),
         extras=(*asked, *(name for name, present in more.items() if present)),

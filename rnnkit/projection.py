@@ -194,10 +194,12 @@ def projection_of(
         b = [w.norm_bias for w in weights]
     elif norm is not None:
         gains = [w.norm_ih_weight for w in weights]
-        if None in gains or not whole.norms:
+        if None in gains or whole.name is None:
             return None
         b_ih = [total(w.norm_ih_bias, w.b_ih) for w in weights]
         b = [total(w.b_hh, w.norm_bias) for w in weights]
+    elif cell.additive and whole.name is None:
+        b_ih, b = [total(w.b_ih, w.b_hh) for w in weights], [None] * len(weights)
     given = (*b_ih, *b, *(gains or ()), *(v for w in weights for v in w.own))
     if any(v is not None and v.dtype != input.dtype for v in given):
         return None  # torch's operations convert them, or refuse

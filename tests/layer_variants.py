@@ -29,6 +29,22 @@ def minor(cell: str) -> bool:
     return CELLS[cell].norm is not None and cell.removesuffix("_norm") not in KINDS
 
 
+def assert_gradients_add_up(prepare: Any) -> None:
+    """As a loop of training adds them up, in place: no gradient may share another's memory.
+
+    prepare: makes the same leaves each time, by name, and what runs forward and backward once.
+    """
+    found = []
+    for times in (1, 2):
+        leaves, step = prepare()
+        for _ in range(times):
+            step()
+        found.append({name: v.grad for name, v in leaves.items()})
+    once, twice = found
+    for name, v in once.items():
+        assert_close(twice[name], 2 * v, msg=name)
+
+
 @dataclass(frozen=True)
 class Variant:
     """A layer of one registered cell: the class's family, and the arguments that give that cell."""

@@ -1,8 +1,11 @@
 """Whole layers on every backend of kernels: the projection and the scan are one operation there."""
 
+from functools import partial
+
 import pytest
 import torch
 from cuda_harness import emulates
+from layer_variants import assert_gradients_add_up
 from test_cuda_kernels import cuda, precision  # noqa: F401
 
 import rnnkit
@@ -155,15 +158,23 @@ FROZEN = {
 }
 
 
-def gradients(layer, x, on, frozen=(), times=1):
-    """Those that a loop of training finds, by name, after some backward passes."""
+def prepared(layer, x, on, frozen=()):
+    """The leaves of a call by name, without gradients, and what runs it forward and backward."""
     leaves = dict(layer.named_parameters()) | {"input": x.clone()}
     for name, v in leaves.items():
         v.grad = None
         v.requires_grad_(name not in frozen)
-    with rnnkit.backend(on):
-        for _ in range(times):
+
+    def step():
+        with rnnkit.backend(on):
             layer(leaves["input"])[0].sin().sum().backward()
+
+    return leaves, step
+
+
+def gradients(*call):
+    leaves, step = prepared(*call)
+    step()
     return {name: v.grad for name, v in leaves.items() if v.grad is not None}
 
 
@@ -179,14 +190,10 @@ def test_frozen_arguments_get_no_gradient(backend, name, frozen, device):
 
 
 def test_gradients_add_up_in_place(backend, device):
-    """Each parameter's gradient is its own memory, or what is added to one is in another too."""
     for name in LAYERS if backend == "cpu" else FEW:
         layer = build(name, DTYPES[backend][0], place(backend, device))
         layer.eval()  # without noise
-        x = call_of(layer, ())[0]
-        once, twice = (gradients(layer, x, backend, times=k) for k in (1, 2))
-        for key, v in once.items():
-            torch.testing.assert_close(twice[key], 2 * v, msg=f"{name}: {key}")
+        assert_gradients_add_up(partial(prepared, layer, call_of(layer, ())[0], backend))
 
 
 def test_backward_may_run_on_another_backend(device):

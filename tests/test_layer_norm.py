@@ -5,6 +5,7 @@ import random
 
 import pytest
 import torch
+from layer_variants import assert_gradients_add_up
 from operator_calls import assert_same, check_per_sample_gradients, permuted
 from torch.func import jvp, vmap
 
@@ -402,16 +403,13 @@ def test_errors_name_the_argument(error, match, change):
 
 
 def test_gradients_add_up_in_place(on, device):
-    """As a loop of training adds them up: no gradient may share another's memory."""
     more = {"dtype": torch.float64, "device": device}
-    leaves = [torch.randn(*shape, **more) for shape in ((2, 3, 5), (2, 3, 5), (5,), (5,))]
+    shapes = {"x": (2, 3, 5), "residual": (2, 3, 5), "weight": (5,), "bias": (5,)}
+    values = {name: torch.randn(*shape, **more) for name, shape in shapes.items()}
     cotangent = torch.randn(2, 3, 5, **more)
-    found = []
-    for times in (1, 2):
-        x, residual, weight, bias = given = [v.clone().requires_grad_() for v in leaves]
-        for _ in range(times):
-            y = layer_norm(x, (5,), weight, bias, residual=residual)
-            y.backward(cotangent)
-        found.append([v.grad for v in given])
-    for once, twice in zip(*found, strict=True):
-        torch.testing.assert_close(twice, 2 * once)
+
+    def prepare():
+        given = {name: v.clone().requires_grad_() for name, v in values.items()}
+        return given, lambda: layer_norm(normalized_shape=(5,), **given).backward(cotangent)
+
+    assert_gradients_add_up(prepare)

@@ -10,6 +10,7 @@ import torch
 from layer_variants import (
     RUNS,
     VARIANTS,
+    assert_gradients_add_up,
     assert_same,
     close,
     every_choice,
@@ -124,17 +125,16 @@ def test_backward_twice(make, tensors, on):
 
 @every_case_run
 def test_gradients_add_up_in_place(make, tensors, on):
-    """As a loop of training adds them up: no gradient may share another's memory."""
-
-    def gradients(times):
+    def prepare():
         module = make(I, H)
-        with forced(on):
-            for _ in range(times):
-                sum(v.sin().sum() for v in leaves(call(module, **tensors))).backward()
-        return [v.grad for v in module.parameters()]
 
-    for once, twice in zip(gradients(1), gradients(2), strict=True):
-        torch.testing.assert_close(twice, 2 * once)
+        def step():
+            with forced(on):
+                sum(v.sin().sum() for v in leaves(call(module, **tensors))).backward()
+
+        return dict(module.named_parameters()), step
+
+    assert_gradients_add_up(prepare)
 
 
 def subsets(size):

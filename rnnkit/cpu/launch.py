@@ -116,7 +116,7 @@ def backward_through(
     inputs: Inputs,
     states: tuple[Tensor, Tensor],
     kept: Sequence[Tensor | None],
-    arriving: Sequence[Tensor | None],
+    arriving: tuple[Tensor | None, ...],
     wanted: Sequence[bool],
 ) -> tuple[Tensor | None, ...]:
     """The gradients of a whole layer, as `rnnkit.ops.layer.Whole` has it."""
@@ -132,7 +132,7 @@ def backward_through(
     names = ("dinput", "dw_ih", "db_ih", "dx_gain")
     more = dict(zip(names, map(address, (dinput, *of_weights)), strict=True))
     more |= of_projection(inputs, projection, every.x_scales)
-    launch_backward(inputs, states, every, tuple(arriving), (0, (dw, db, ds0, dp)), more)
+    launch_backward(inputs, states, every, arriving, (0, (dw, db, ds0, dp)), more)
     return dinput, *of_weights, dw, db, ds0, dp
 
 

@@ -18,10 +18,10 @@ from .convolution import (
     Convolution,
     allocate,
     allocate_gradients,
-    autocast_dtype,
     cast,
     check,
     check_alike,
+    dtype_of,
 )
 from .transforms import differentiable, fold, one_by_one, pull_back, unfold
 
@@ -57,11 +57,11 @@ def causal_conv1d(
     """
     call = Convolution(x, weight, bias, state, stride, dilation, groups, activation, channels_last)
     check(call)
-    dtype = autocast_dtype(x) if dispatch.autocasts(x.device) else x.dtype
+    dtype = dtype_of(x)
     if dispatch.on_torch(problem_of(call, extras=())._replace(dtype=dtype), x):
         return torch_kernels.causal_conv1d(call)
     if dispatch.autocasts(x.device):
-        call = cast(call, autocast_dtype(x))
+        call = cast(call, dtype)
     check_alike(call)
     return _causal_conv1d(*call)
 

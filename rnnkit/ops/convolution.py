@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..activations import ALL, check_activation, parts, positive
+from ..dispatch import autocasts
 
 
 class Convolution(NamedTuple):
@@ -112,6 +113,10 @@ def cast(call: Convolution, dtype: torch.dtype) -> Convolution:
     return call._replace(x=x, weight=weight, bias=bias, state=state)  # type: ignore[arg-type]
 
 
-def autocast_dtype(x: Tensor) -> torch.dtype:
-    """The dtype in which autocast has x's operator compute: it leaves float64 alone."""
-    return x.dtype if x.dtype == torch.float64 else torch.get_autocast_dtype(x.device.type)
+def dtype_of(x: Tensor) -> torch.dtype:
+    """The dtype in which x's operator computes: autocast's where that is on; it leaves float64
+    alone.
+    """
+    if x.dtype == torch.float64 or not autocasts(x.device):
+        return x.dtype
+    return torch.get_autocast_dtype(x.device.type)

@@ -43,11 +43,11 @@ def every_gradient(
     states: tuple[Tensor, Tensor],
     kept: tuple[Tensor, Tensor] | None,
     arriving: tuple[Tensor | None, Tensor | None, Tensor | None],
-) -> tuple[Tensor, ...]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """`gradients`, or what a backend has in its place; states: output and cells."""
     if hasattr(backend, "gradients"):
-        found: tuple[Tensor, ...] = backend.gradients(inputs, states, kept, arriving)
-        return found
+        dx, dw, db, ds0, dp = backend.gradients(inputs, states, kept, arriving)
+        return dx, dw, db, ds0, dp
     return gradients(backend, inputs, (states[0], *states[1]), arriving)
 
 

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from .. import dispatch
-from ..projection import Projection, total, with_groups
+from ..projection import Projection, with_groups
 from .check import check
 from .gradients import every_gradient
-from .scan import scan
+from .scan import given, scan
 from .sequence import Inputs
 
 COUNT = len(Projection._fields)
@@ -28,8 +28,9 @@ Arriving = tuple[Tensor | None, Tensor | None, Tensor | None]
 class Whole(NamedTuple):
     """How a backend computes a whole layer; x is empty there, and w and b may lack the groups.
 
-    name: of the backend whose kernels alone know what forward kept; None if none is needed.
-    empty(shape, like): that x. norms: whether the input's part may have a norm of its own.
+    name: of the backend whose own kernels make x and alone know what forward kept; None if torch's
+    operations make x, which has all biases then that can be added to it.
+    empty(shape, like): that x.
     forward(projection, inputs, keep): output, cells and last; the x that backward gets; and what
     else it wants kept.
     backward(projection, inputs, (output, cells), kept, arriving, wanted): the gradients of the
@@ -39,7 +40,6 @@ class Whole(NamedTuple):
 
     name: str | None
     empty: Callable[[tuple[int, ...], Tensor], Tensor]
-    norms: bool
     forward: Callable[[Projection, Inputs, bool], tuple[Found, Tensor, Maybe]]
     backward: Callable[
         [Projection, Inputs, tuple[Tensor, Tensor], Maybe, Arriving, Sequence[bool]], Maybe
@@ -53,8 +53,7 @@ def layer(whole: Whole, projection: Projection, inputs: Inputs) -> Found:
     short call. Gradients come in the shapes of the arguments.
     """
     check_layer(projection, inputs)
-    tensors = (*projection, *inputs[:5])
-    if torch.is_grad_enabled() and any(v is not None and v.requires_grad for v in tensors):
+    if dispatch.recorded(*projection, *inputs[:5]):
         found: Found = Layer.apply(whole, *projection, *inputs)
         return found
     return whole.forward(projection, inputs, False)[0]
@@ -93,11 +92,11 @@ class Layer(torch.autograd.Function):
     """The layer with its gradients. Not for torch.func, whose transforms take the operator."""
 
     @staticmethod
-    def forward(ctx: Any, whole: Whole, *given: Any) -> Found:
-        found, x, kept = whole.forward(*unpacked(given), True)
+    def forward(ctx: Any, whole: Whole, *values: Any) -> Found:
+        found, x, kept = whole.forward(*unpacked(values), True)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*found[:2], *given[:COUNT], x, *given[COUNT + 1 : -2], *kept)
-        ctx.whole, ctx.static = whole, given[-2:]
+        ctx.save_for_backward(*found[:2], *values[:COUNT], x, *values[COUNT + 1 : -2], *kept)
+        ctx.whole, ctx.static = whole, values[-2:]
         return found
 
     @staticmethod
@@ -112,8 +111,8 @@ class Layer(torch.autograd.Function):
             elsewhere = forced not in (None, ctx.whole.name)
             if torch.is_grad_enabled() or mapped(arriving) or elsewhere:
                 return None, *differentiable_gradients(needed, projection, inputs, arriving)
-            given = projection, inputs, (output, cells), saved[count:], arriving
-            found = ctx.whole.backward(*given, needed)
+            call = projection, inputs, (output, cells), saved[count:], arriving
+            found = ctx.whole.backward(*call, needed)
         of_scan = (None, *found[COUNT:])  # nobody wants dx
         none = (None,) * (len(needed) - COUNT - len(of_scan))
         every = (*found[:COUNT], *of_scan, *none)
@@ -160,8 +159,6 @@ def forward_by_torch(
     projection: Projection, inputs: Inputs, keep: bool
 ) -> tuple[Found, Tensor, Maybe]:
     """Of backends that have the scan alone: torch's products around it."""
-    if adds_biases(inputs):
-        projection = projection._replace(b_ih=total(projection.b_ih, inputs.b))
     full = in_full(inputs, projection.x(inputs.equations, inputs.x.shape))
     found: Found = dispatch.choose(full).scan(full)
     return found, full.x, ()
@@ -172,16 +169,9 @@ def nothing(shape: tuple[int, ...], like: Tensor) -> Tensor:
     return like.new_empty(()).expand(shape)
 
 
-def adds_biases(inputs: Inputs) -> bool:
-    """Whether the recurrent bias is added to the input's: where the step adds x and r anyway."""
-    cell = inputs.equations
-    return inputs.b is not None and cell.norm is None and cell.additive
-
-
 def in_full(inputs: Inputs, x: Tensor) -> Inputs:
-    """The inputs as the scan takes them, of an x that has all of the biases that it can have."""
-    b, d = None if adds_biases(inputs) else inputs.b, inputs.d
-    return with_groups(inputs._replace(x=x, b=b, d=None if d is None else d.to(x.dtype)))
+    """The inputs as a backend's scan takes them."""
+    return with_groups(given(*inputs._replace(x=x)))
 
 
 def backward_by_torch(
@@ -192,23 +182,15 @@ def backward_by_torch(
     arriving: Arriving,
     wanted: Sequence[bool],
 ) -> Maybe:
-    full, added = in_full(inputs, inputs.x), adds_biases(inputs)
+    full = in_full(inputs, inputs.x)
     backend = dispatch.choose(full, backward=True)
     dx, dw, db, ds0, dp = every_gradient(backend, full, states, None, arriving)
     rows, (input, ih, b_ih, _) = dx.flatten(2).flatten(0, 1), projection
-    of_input, of_ih, of_b_ih, of_b = wanted[0], wanted[1], wanted[2], wanted[COUNT + 2]
-    dinput = (rows @ ih.flatten(0, -2)).view(input.shape) if of_input else None
-    dih = (rows.mT @ input.flatten(0, 1)).view(ih.shape) if of_ih else None
-    summed = rows.sum(0) if of_b_ih or (added and of_b) else None
-    if added and summed is not None:
-        # Who adds to one parameter's gradient in place must not add to the other's.
-        db = summed.clone() if of_b_ih else summed
-    of_biases = shaped(summed, b_ih), shaped(db, inputs.b)
-    return dinput, dih, of_biases[0], None, dw.view(inputs.w.shape), of_biases[1], ds0, dp
+    dinput = (rows @ ih.flatten(0, -2)).view(input.shape) if wanted[0] else None
+    dih = (rows.mT @ input.flatten(0, 1)).view(ih.shape) if wanted[1] else None
+    db_ih = rows.sum(0).view(b_ih.shape) if wanted[2] and b_ih is not None else None
+    of_b = None if inputs.b is None else db.view(inputs.b.shape)
+    return dinput, dih, db_ih, None, dw.view(inputs.w.shape), of_b, ds0, dp
 
 
-def shaped(v: Tensor | None, like: Tensor | None) -> Tensor | None:
-    return None if v is None or like is None else v.view(like.shape)
-
-
-BY_TORCH = Whole(None, nothing, False, forward_by_torch, backward_by_torch)
+BY_TORCH = Whole(None, nothing, forward_by_torch, backward_by_torch)

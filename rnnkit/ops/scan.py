@@ -144,7 +144,7 @@ def _scan_backward_op(
         backend = dispatch.choose(inputs, backward=True)
         kept = None if products is None or scales is None else (products, scales)
         arriving = doutput, dcells, dlast
-        return every_gradient(backend, inputs, (output, cells), kept, arriving)  # type: ignore
+        return every_gradient(backend, inputs, (output, cells), kept, arriving)
 
 
 @_scan_backward_op.register_fake

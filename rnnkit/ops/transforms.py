@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from ..dispatch import plain, plain_arithmetic
+from ..dispatch import plain, plain_arithmetic, recorded
 
 Axes = Sequence[int | None]
 
@@ -51,8 +51,7 @@ def differentiable(
     def call(*args: Any) -> Any:
         tensors = [v for v in args if isinstance(v, Tensor)]
         if plain(*tensors):
-            recorded = torch.is_grad_enabled() and any(v.requires_grad for v in tensors)
-            return direct.apply(*args) if recorded else op._init_fn(*args)
+            return direct.apply(*args) if recorded(*tensors) else op._init_fn(*args)
         tangents = forward_ad._current_level >= 0
         if tangents and forward_mode is not None:
             return forward_mode(*args)

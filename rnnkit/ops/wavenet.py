@@ -15,7 +15,7 @@ from .. import dispatch
 from ..reference import wavenet as reference
 from ..torch_kernels import wavenet as torch_kernels
 from .blocks import Blocks, allocate, allocate_gradients, cast, check, check_alike
-from .convolution import autocast_dtype
+from .convolution import dtype_of
 from .transforms import differentiable, fold, one_by_one, pull_back, unfold
 
 
@@ -47,12 +47,12 @@ def wavenet(
     Raises ValueError or TypeError, naming the argument.
     """
     check(x, w, b, r, rb, condition, dilations)
-    dtype = autocast_dtype(x) if dispatch.autocasts(x.device) else x.dtype
+    dtype = dtype_of(x)
     if dispatch.on_torch(problem_of(x, w, dilations, extras=())._replace(dtype=dtype), x):
         return torch_kernels.wavenet(x, w, b, r, rb, condition, dilations)
     blocks = Blocks(x, *stacked(x, w, b, r, rb), condition, tuple(dilations))
     if dispatch.autocasts(x.device):
-        blocks = cast(blocks, autocast_dtype(x))
+        blocks = cast(blocks, dtype)
     check_alike(blocks)
     xs, z = _wavenet(*blocks)
     return xs.unbind(0), z
