@@ -115,11 +115,17 @@ def steps(device: str, runs: Runs) -> Figure:
         shapes = sorted((v[1:] for v in found if v[0] == cell), key=lambda s: (s[2], s[1], s[0]))
         each = [found[(cell, *shape)] for shape in shapes]
         series = {p: [value(run, p, "us_per_step") for run in each] for p in PROVIDERS}
-        series["floor"] = [floor(next(iter(run.values()))) for run in each]
+        series["floor"] = [floor_of_a_step(next(iter(run.values()))) for run in each]
         ticks = [",".join(map(str, shape)) for shape in shapes]
         panels.append(Panel(f"{cell}, {MODES[0]}", "T, B, H", ticks, some(series)))
     title = "Microseconds a step against the floor (derived)"
     return Figure(f"benchmarks-{device}-step.png", title, "µs a step", 2, panels)
+
+
+def floor_of_a_step(row: Row) -> float | None:
+    """In microseconds."""
+    whole = floor(row)
+    return None if whole is None else whole * 1e3 / row["T"]
 
 
 def memory(device: str, runs: Runs) -> Figure:

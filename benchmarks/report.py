@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from .facts import ROOT
 from .figures import PROVIDERS, Figure, current, draw, figures, home
+from .floors import floor, moved, operations
 from .problem import IN_GRAPH, MODES
 from .rows import RESULTS, Row, latest, read, said
 
@@ -30,8 +31,11 @@ to the baseline's, the first provider of a problem, round by round. The error is
 result or gradient, relative to float64; above its bound nothing is timed. `noisy`: the rounds, or
 two runs of the same code, disagree by more than 15 %.
 
-The floor in the figures is derived: on a CPU a layer's products at the speed that the largest ones
-reach there, on an H100 what moving and multiplying take at least (`benchmarks/floors.py`).
+The floor is derived: on a CPU a layer's products at the speed that the largest ones reach there, on
+an H100 what moving and multiplying in a step take at least (`benchmarks/floors.py`); `of floor` is
+its share of the time, 100 % as fast as can be. GFLOP/s count the matrix products alone, GB/s what a
+layer norm must read and write. Saved is what a call keeps for backward, input and parameters apart;
+peak what it takes of a GPU's memory at most.
 """
 UNDER = """\
 `rnnkit reference` is the loop over time in plain PyTorch, and torch.compile compiles a step of it.
@@ -155,28 +159,59 @@ def page(found: dict[str, list[Row]]) -> str:
     return "\n".join(lines)
 
 
+def number(value: float | None, digits: int = 3) -> str:
+    return "-" if value is None else f"{value:.{digits}g}"
+
+
+def spread(row: Row) -> str:
+    """p20 / p50 / p80, or why there are none."""
+    return row["failure"] or " / ".join(number(row[p]) for p in ("p20_ms", "p50_ms", "p80_ms"))
+
+
+def ratio(row: Row) -> str:
+    found = "-" if row["ratio"] is None else f"{row['ratio']:.2f}"
+    return found + " noisy" * bool(row["noisy"])
+
+
+def error(row: Row) -> str:
+    return "-" if row["error"] is None else f"{row['error']:.0e} ({row['error_bound']:.0e})"
+
+
+def rate(row: Row, amount: float | None) -> str:
+    """Billions of an amount each second of a call."""
+    time = row["p50_ms"]
+    return number(None if amount is None or not time else amount / time / 1e6)
+
+
+def of_floor(row: Row) -> str:
+    """The floor's share of the time: 100 % is as fast as can be."""
+    least, time = floor(row), row["p50_ms"]
+    return "-" if least is None or not time else f"{least / time:.0%}"
+
+
+COLUMNS: dict[str, Callable[[Row], str]] = {
+    "problem": said,
+    "provider": lambda row: row["provider"],
+    "p20 / p50 / p80": spread,
+    "ratio": ratio,
+    "us/step": lambda row: number(row["us_per_step"]),
+    "GFLOP/s": lambda row: rate(row, operations(row)),
+    "GB/s": lambda row: rate(row, moved(row)),
+    "of floor": of_floor,
+    "saved, MiB": lambda row: number(row["saved_mib"]),
+    "peak, MiB": lambda row: number(row.get("peak_mib")),
+    "error (bound)": error,
+    "first call, s": lambda row: number(row["first_call_s"], 2),
+    "of": lambda row: f"{row['commit']}, {row['date'][:10]}",
+}
+
+
 def all_rows(runs: list[dict[str, Row]]) -> list[str]:
-    """Every row of these runs."""
-    head = (
-        "problem",
-        "provider",
-        "p20 / p50 / p80",
-        "ratio",
-        "error (bound)",
-        "first call, s",
-        "of",
-    )
-    return markdown(head, (entries(row) for run in runs for row in run.values()))
-
-
-def entries(row: Row) -> list[str]:
-    """A row of the page's tables."""
-    spread = row["failure"] or " / ".join(f"{row[p]:.3g}" for p in ("p20_ms", "p50_ms", "p80_ms"))
-    ratio = "-" if row["ratio"] is None else f"{row['ratio']:.2f}{' noisy' if row['noisy'] else ''}"
-    error = "-" if row["error"] is None else f"{row['error']:.0e} ({row['error_bound']:.0e})"
-    first = "-" if row["first_call_s"] is None else f"{row['first_call_s']:.2g}"
-    of = f"{row['commit']}, {row['date'][:10]}"
-    return [said(row), row["provider"], spread, ratio, error, first, of]
+    """Every row of these runs, without the columns that none has anything in."""
+    lines = [[entry(row) for entry in COLUMNS.values()] for run in runs for row in run.values()]
+    shown = [k for k, column in enumerate(zip(*lines, strict=True)) if set(column) != {"-"}]
+    head = list(COLUMNS)
+    return markdown([head[k] for k in shown], ([line[k] for k in shown] for line in lines))
 
 
 def absences(rows: list[Row]) -> list[str]:

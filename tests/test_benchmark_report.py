@@ -7,7 +7,7 @@ import json
 import pytest
 
 from benchmarks import figures, report, rows
-from benchmarks.floors import floor
+from benchmarks.floors import floor, moved, operations
 from benchmarks.problem import IN_GRAPH
 
 PLAIN = dict(suite="rnn", cell="gru", mode="forward+backward", dtype="fp32", form="", failure=None)
@@ -138,9 +138,35 @@ def test_figures_show_the_rows():
 def test_floors_of_a_gpu_are_the_derived_ones():
     row = stored("rnnkit", 1.0, cell="lstm", dtype="bf16", B=64, H=256, device="NVIDIA H100 80GB")
     del row["gflops"]
-    assert floor(row) == pytest.approx(0.67 + 0.81)
-    assert floor(row | dict(mode="inference")) == 0.67
-    assert floor(row | dict(dtype="fp32")) is None and floor(row | dict(cell="gru")) is None
+    assert floor(row) == pytest.approx(50 * (0.67 + 0.81) / 1e3)
+    assert floor(row | dict(mode="inference")) == pytest.approx(50 * 0.67 / 1e3)
+    for other in (dict(dtype="fp32"), dict(cell="gru"), dict(form="lengths"), dict(device="A100")):
+        assert floor(row | other) is None
+
+
+def test_the_page_counts_what_a_call_does(place):
+    """Sizes small enough to count by hand."""
+    layer = dict(T=2, B=3, H=5)
+    # 3 gates; each direction of the first layer sees 5 + 5 units, of the second 10 + 5.
+    assert operations(stored("rnnkit", 1.0, **layer)) == 2 * 2 * 3 * (3 * 5 * 10) * 3
+    deep = stored("rnnkit", 1.0, **layer, form="2 layers, bidirectional")
+    assert operations(deep) == 2 * 2 * 3 * (3 * 5 * (10 + 10 + 15 + 15)) * 3
+    assert operations(deep | dict(form="lengths")) is None
+    conv = dict(suite="conv", cell="CausalConv1d", mode="inference", B=3, T=2, C=5, K=4)
+    assert operations(conv) == 2 * 3 * 2 * 5 * 5 * 4
+    assert operations(conv | dict(cell="depthwise CausalConv1d")) == 2 * 3 * 2 * 5 * 4
+    assert operations(conv | dict(cell="WaveNetBlock")) == 2 * 3 * 2 * (10 * 5 * 4 + 2 * 25)
+    norm = dict(suite="norm", cell="LayerNorm", dtype="bf16", M=1000, N=1000, form=None, H=None)
+    rows_of = [stored("rnnkit", 1.0, **norm), stored("rnnkit", 1.0, **norm, mode="inference")]
+    assert [moved(row) for row in rows_of] == [5 * 2e6, 2 * 2e6]
+    write(place, [*ROWS, *rows_of])
+    page = report.page(report.results(place / "results"))
+    # 2 * 50 * 32 * 3 * 64 * 128 * 3 operations in 4 ms: 59 of 100 GFLOP/s.
+    assert "| torch.nn | 4 / 4 / 4 | 1.00 | 80 | 59 | 59% | 1 |" in page
+    assert "| 1 / 1 / 1 | 0.25 | 20 | 10 | 1 |" in page
+    heads = [line for line in page.splitlines() if line.startswith("| problem")]
+    assert ["GFLOP/s" in head for head in heads] == [True, False]
+    assert ["GB/s" in head for head in heads] == [False, True]
 
 
 def test_a_run_of_some_providers_leaves_the_others_rows():

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import random
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from benchmarks.graph import Graphed
 from benchmarks.suites import rnn
-from benchmarks.timing import Plan, Result, error_bound, measure, on_cpu
+from benchmarks.timing import WARM_CALLS, Plan, Result, error_bound, measure, on_cpu
 
 QUICK = Plan(rounds=5, sample=1e-3, turn=2e-3)
 
@@ -212,3 +215,49 @@ def test_a_problem_without_a_finite_result_is_refused(one_thread, monkeypatch):
 
 def test_a_result_without_times_has_no_ratio():
     assert Result("none").ratio is None
+
+
+class FakeCuda:
+    """What Graphed takes of torch.cuda: a capture runs Python but no kernels, a replay kernels."""
+
+    def __init__(self, monkeypatch):
+        self.capturing, self.kernels, self.replayed = None, [], 0
+        stream = SimpleNamespace(wait_stream=lambda other: None)
+        for name in ("Stream", "current_stream"):
+            monkeypatch.setattr(torch.cuda, name, lambda: stream)
+        monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+        monkeypatch.setattr(torch.cuda, "graph", self.graph)
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=self.replay))
+
+    @contextmanager
+    def graph(self, graph):
+        self.capturing = graph
+        yield
+        self.capturing = None
+
+    def launch(self, kernel):
+        self.kernels.append(kernel) if self.capturing else kernel()
+
+    def replay(self):
+        self.replayed += 1
+        for kernel in self.kernels:
+            kernel()
+
+
+def test_a_graph_is_captured_once_and_replayed_at_every_call(monkeypatch):
+    cuda, made = FakeCuda(monkeypatch), []
+
+    def call():
+        output = torch.zeros(2)
+        made.append(output)
+        cuda.launch(lambda: output.add_(1))
+        return {"output": output}
+
+    graphed = Graphed(call)
+    assert made == []
+    found = graphed()
+    # All calls but the last are warm-up, which the graph is not of.
+    assert len(made) == WARM_CALLS + 1 and found["output"] is made[-1]
+    assert found["output"].tolist() == [1, 1], "a result is of a replay: capturing computes nothing"
+    assert graphed()["output"].tolist() == [2, 2]
+    assert (len(made), cuda.replayed) == (WARM_CALLS + 1, 2)
