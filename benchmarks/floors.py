@@ -55,7 +55,7 @@ def floor(row: Row) -> float | None:
     if row.get("gflops"):
         products = operations(row)
         return None if products is None else products / (row["gflops"] * 1e6)
-    known = FLOORS.get((row.get("B"), row.get("H")))
+    known = FLOORS.get((row.get("B", 0), row.get("H", 0)))
     if known is None or row["cell"] != "lstm" or row["dtype"] not in SHORT or row["form"]:
         return None
     a_step = known[0] + known[1] * (row["mode"] == "forward+backward")
