@@ -126,10 +126,10 @@ class Recurrent(Gated):
         self.recurrent_dropout, self.weight_dropout = recurrent_dropout, weight_dropout
         self.save_memory = save_memory
         features, factory = input_size, {"device": device, "dtype": dtype}
-        self._names = []
+        self._all_weights = []
         for layer in range(num_layers):
             for suffix in self.suffixes(layer):
-                self._names.append(self.add_direction(suffix, features, factory))
+                self._all_weights.append(self.add_direction(suffix, features, factory))
             features = (proj_size or hidden_size) * len(self.reverse)
         plain = has_step(self.cell) and not proj_size and num_heads == 1 and not any(self.rates)
         self.steps = [Step(self.cell, f"_l{layer}") for layer in range(num_layers)] if plain else []
@@ -144,9 +144,14 @@ class Recurrent(Gated):
         return [f"_l{layer}{'_reverse' if back else ''}" for back in self.reverse]
 
     @property
+    def mode(self) -> str:
+        """What torch.nn calls the kind of layer: "LSTM", "GRU", "RNN_TANH" or "RNN_RELU"."""
+        return self.kind.upper()
+
+    @property
     def all_weights(self) -> list[list[Tensor]]:
         """The parameters of every layer and direction, in torch.nn's order."""
-        return [[getattr(self, name) for name in names] for names in self._names]
+        return [[getattr(self, name) for name in names] for names in self._all_weights]
 
     def flatten_parameters(self) -> None:
         """Does nothing; torch.nn's layers have it, so callers may call it."""
