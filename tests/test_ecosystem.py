@@ -86,7 +86,10 @@ STEPS, ROWS, HIDDEN = 12, 5, 16
 
 
 def make_policy(ppo, which, kind, dtype):
-    """The same weights each time. Its features come in float32, whatever its dtype."""
+    """The same weights each time, larger than at first, lest gradients are too small to tell.
+
+    sb3's features are float32, whatever the policy's dtype.
+    """
     from gymnasium.spaces import Box, Discrete
     from stable_baselines3.common.torch_layers import FlattenExtractor
 
@@ -94,8 +97,7 @@ def make_policy(ppo, which, kind, dtype):
         def forward(self, observations):
             return super().forward(observations).to(dtype)
 
-    torch.manual_seed(0)
-    return which(
+    policy = which(
         Box(-3, 3, (4,)),
         Discrete(2),
         lambda _: 1e-3,
@@ -103,6 +105,10 @@ def make_policy(ppo, which, kind, dtype):
         features_extractor_class=Cast,
         **POLICIES[kind],
     ).to(dtype)
+    with torch.no_grad():
+        for k, parameter in enumerate(policy.parameters()):
+            parameter.copy_(0.5 * randn(*parameter.shape, seed=k, dtype=dtype))
+    return policy
 
 
 def make_batch(layers, dtype):
