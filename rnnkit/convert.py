@@ -116,7 +116,7 @@ def swap(
         report.swapped[name], places[name] = repr(module), made[module]
     for new in made.values():
         if isinstance(new, nn.RNNBase):
-            new._init_flat_weights()  # a list of its own, which must be of the parameters it got
+            new._init_flat_weights()  # its list of them, made before it got these
     for name, new in places.items():
         if name:
             model.set_submodule(name, new)
