@@ -121,7 +121,7 @@ def convolution(layer: Any, groups: int, change: Callable[[Tensor], Tensor]) -> 
     after = activation(layer)
     if layer.padding == "causal":
         options["channels_last"] = True
-        name = getattr(layer.activation, "__name__", None)
+        name = getattr(layer.activation, "__name__", "")
         if name in POINTWISE:
             options["activation"], after = name, {}
     made = PADDINGS[layer.padding](shape[1] * groups, shape[0], shape[2], **options)
@@ -162,7 +162,7 @@ def parts_of_model(model: Any) -> Parts:
     for layer in model.layers if type(model) is keras.Sequential else chain(model):
         for name, part in convert(layer).items():
             if name in parts:
-                refuse(layer, f"would be a second part of the name {name!r}")
+                refuse(layer, f"there is another part named {name!r}; a layer may occur once")
             parts[name] = part
     return parts
 

@@ -109,7 +109,7 @@ def rnn(directions: list[Any]) -> Recurrent:
         **options,
     )
     for cell, suffix in zip(cells, made.suffixes(0), strict=True):
-        fill(made, suffix, cell, kind.gates)
+        copy_cell(made, suffix, cell, kind.gates)
     return made
 
 
@@ -124,7 +124,7 @@ def check_cell(layer: Any, cell: Any) -> None:
             refuse(layer, f"{argument} must be {' or '.join(allowed)}, got {name}")
 
 
-def fill(made: Recurrent, suffix: str, cell: Any, gates: tuple[int, ...]) -> None:
+def copy_cell(made: Recurrent, suffix: str, cell: Any, gates: tuple[int, ...]) -> None:
     """Copies the weights of one direction: Keras's are (inputs, gates), ours (gates, inputs)."""
 
     def put(name: str, variable: Any, change: Callable[[Tensor], Tensor]) -> None:
