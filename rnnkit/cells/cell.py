@@ -45,8 +45,8 @@ class Parameter:
 class Inner:
     """The gated input of a cell's late gates, for cells with a second product inside the step.
 
-    step(x, r, s, p) -> q        the late gates' recurrent part is q @ w_late.T + b_late
-    vjp(x, r, s, p, dq) -> dx, dr, ds        over the early gates
+        step(x, r, s, p) -> q        the late gates' recurrent part is q @ w_late.T + b_late
+        vjp(x, r, s, p, dq) -> dx, dr, ds        over the early gates
 
     Here x and r hold the early gates only, the first `early` of the cell's.
     """
@@ -60,8 +60,9 @@ class Inner:
 class Norm:
     """Layer normalisation between the recurrent product and the step (Ba et al. 2016).
 
-    of_sum: of x + r, which must be all that the step sees of them; else of r alone.
-    per_gate: each gate over its H units; else all gates of one product together.
+    Args:
+        of_sum: of x + r, which must be all that the step sees of them; else of r alone.
+        per_gate: each gate over its H units; else all gates of one product together.
     """
 
     of_sum: bool = False
@@ -72,10 +73,19 @@ class Norm:
 class Cell:
     """A recurrent cell: its equations, and what the scan needs to know of them.
 
-    parameters: all of them; with a norm, its gain comes first and is not a parameter of the step.
-    additive: x and r enter only as x + r, so dr equals dx and both biases can be added to x.
-    normalises: the step itself has a norm. eps: of all norms.
-    kernel: the name under which kernels know the step, if it is not the cell's.
+    Args:
+        name: its name in the registry.
+        gates: how many gates x and r have.
+        states: how many states it carries, h first.
+        step, vjp: the equations, as above.
+        parameters: all of them; with a norm, its gain comes first and is not a parameter of the
+            step.
+        additive: x and r enter only as x + r, so dr equals dx and both biases can be added to x.
+        inner: the second product inside the step, if there is one.
+        norm: of the recurrent product, before the step.
+        normalises: the step itself has a norm.
+        eps: of all norms.
+        kernel: the name under which kernels know the step, if it is not the cell's.
     """
 
     name: str

@@ -24,9 +24,6 @@ class RecurrentCell(Gated):
         bias: whether there are bias_ih and bias_hh.
         device, dtype: of the parameters.
         layer_norm, peephole, reset_after, zoneout, num_heads, forget_bias: as in Recurrent.
-
-    forward(input, hx=None) -> state
-        input: (B, I) or (I). hx and the result: (B, H) or (H), for an LSTM (h, c); zero if None.
     """
 
     def __init__(
@@ -58,6 +55,15 @@ class RecurrentCell(Gated):
         self.native_step = Step(self.cell) if plain else None
 
     def forward(self, input: Tensor, hx: Any = None) -> Any:
+        """One step.
+
+        Args:
+            input: (B, I) or (I).
+            hx: the state, (B, H) or (H), for an LSTM (h, c); zero if None.
+
+        Returns:
+            The next state, as hx.
+        """
         if self.native_step is not None:
             new = self.native_step(input, hx, self._parameters)
             if new is not None:

@@ -19,10 +19,11 @@ class CausalConv1d(torch.nn.Conv1d):
     initialisation are torch.nn.Conv1d's. What follows `stride` is keyword-only, because
     torch.nn.Conv1d has `padding` there: a ported positional call must fail, not change its meaning.
 
-    activation: None, "relu", "silu", "tanh" or "gated" (equation 2: weight and bias have
-    2 * out_channels rows, and the result is tanh(first half) * sigmoid(second half)).
-    channels_last: input and output are (N, L, C) instead of (N, C, L).
-    padding: there is no choice of it; anything but None is refused.
+    Args:
+        activation: None, "relu", "silu", "tanh" or "gated" (equation 2: weight and bias have
+            2 * out_channels rows, and the result is tanh(first half) * sigmoid(second half)).
+        channels_last: input and output are (N, L, C) instead of (N, C, L).
+        padding: there is no choice of it; anything but None is refused.
 
     Raises ValueError, naming the argument, for sizes below 1, groups that do not divide the
     channels, an unknown activation and any padding.

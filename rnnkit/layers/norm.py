@@ -18,7 +18,9 @@ class LayerNorm(torch.nn.LayerNorm):
 
     Ba, Kiros, Hinton: "Layer Normalization", 2016 (arXiv:1607.06450), equations 3 and 4.
 
-    activation: None, "relu", "silu" or "tanh", applied to the normalised result.
+    Args:
+        activation: None, "relu", "silu" or "tanh", applied to the normalised result.
+
     Raises ValueError for another activation or a negative size in normalized_shape.
     """
 
@@ -41,7 +43,7 @@ class LayerNorm(torch.nn.LayerNorm):
     def forward(
         self, input: Tensor, residual: Tensor | None = None, return_sum: bool = False
     ) -> Any:
-        """activation(LN(input + residual)): all (*, *normalized_shape), any floating dtype.
+        """`activation(LN(input + residual))`, all `(*, *normalized_shape)`, of any floating dtype.
 
         With return_sum, also input + residual, with which a pre-norm network goes on:
         `y, x = norm(x, branch, return_sum=True)`.

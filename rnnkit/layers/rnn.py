@@ -65,22 +65,6 @@ class Recurrent(Gated):
     (P, H), weight_ph_l{k} (3 * H; i, f, o). Of the norms, RNN: norm_weight_l{k} and norm_bias_l{k}
     (H); LSTM and GRU: norm_ih_weight_l{k}, norm_ih_bias_l{k}, norm_hh_weight_l{k} and
     norm_hh_bias_l{k} (G * H); LSTM: norm_c_weight_l{k} and norm_c_bias_l{k} (H).
-
-    forward(input, hx=None, *, lengths=None, resets=None, return_cell_states=False)
-        input: (T, B, I), (B, T, I) with batch_first, (T, I) unbatched, or a PackedSequence.
-        hx: the initial state, (layers * directions, B, H) or without B; for an LSTM (h_0, c_0);
-            zero if None.
-        lengths: (B,), integer, on any device. Steps past a row's length change nothing and output
-            zero: the same as packing. Longer than T or negative is an error on the CPU; on a GPU,
-            where looking would wait for the device, it counts as T or 0.
-        resets: (T, B), bool ((B, T) with batch_first). Where True, the row begins a new sequence
-            at that step, with a zero state.
-        return_cell_states: whether to return the last layer's c of every step too (LSTM).
-
-    Returns output, state, and with return_cell_states c:
-        output: as input with features directions * (P or H).
-        state: the final state, shaped as hx.
-        c: as input with features directions * H.
     """
 
     def __init__(
@@ -183,6 +167,23 @@ class Recurrent(Gated):
         resets: Tensor | None = None,
         return_cell_states: bool = False,
     ) -> Any:
+        """Runs the layers over a sequence.
+
+        Args:
+            input: (T, B, I), (B, T, I) with batch_first, (T, I) unbatched, or a PackedSequence.
+            hx: the initial state, (layers * directions, B, H) or without B; for an LSTM (h_0, c_0);
+                zero if None.
+            lengths: (B,), integer, on any device. Steps past a row's length change nothing and
+                output zero: the same as packing. Longer than T or negative is an error on the CPU;
+                on a GPU, where looking would wait for the device, it counts as T or 0.
+            resets: (T, B), bool ((B, T) with batch_first). Where True, the row begins a new
+                sequence at that step, with a zero state.
+            return_cell_states: whether to return the last layer's c of every step too (LSTM).
+
+        Returns:
+            output, as input with features directions * (P or H); the final state, shaped as hx; and
+            with return_cell_states c, as input with features directions * H.
+        """
         if return_cell_states and self.equations.states == 1:
             raise ValueError(f"return_cell_states: {type(self).__name__} has no cell state")
         weights = [[self.weights(v) for v in self.suffixes(k)] for k in range(self.num_layers)]
@@ -236,7 +237,8 @@ class Recurrent(Gated):
             input: (B, I), or (I) unbatched.
             hx: the state, shaped as in forward; zero if None. Any call's final state will do.
 
-        Returns the output of this step, (B, P or H) or (P or H), and the new state.
+        Returns:
+            The output of this step, (B, P or H) or (P or H), and the new state.
         """
         if self.bidirectional:
             raise ValueError("step: a bidirectional layer needs the whole sequence at once")

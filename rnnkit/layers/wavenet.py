@@ -38,10 +38,11 @@ class WaveNetBlock(torch.nn.Module):
     `local_condition` and `global_condition` hold V_f above V_g of each: weight
     (2 * channels, local_channels, 1) and (2 * channels, global_channels), no bias.
 
-    skip_channels: None is channels.
-    residual=False: for the last block of a stack, where nothing reads what goes on: no W_r, and
-    the input is handed back.
-    local_channels, global_channels: of the conditions; None is without.
+    Args:
+        skip_channels: None is channels.
+        residual: False for the last block of a stack, where nothing reads what goes on: no W_r,
+            and the input is handed back.
+        local_channels, global_channels: of the conditions; None is without.
 
     Raises ValueError, naming the argument, for sizes below 1.
     """
@@ -121,8 +122,9 @@ class WaveNet(torch.nn.Module):
     A causal convolution (`input`) leads in; the skips of all residual blocks (`blocks`, each a
     WaveNetBlock) are summed, then relu, 1x1 (`hidden`), relu, 1x1 (`output`).
 
-    skip_channels: None is residual_channels.
-    local_channels, global_channels: of the conditions that every block gets; None is without.
+    Args:
+        skip_channels: None is residual_channels.
+        local_channels, global_channels: of the conditions that every block gets; None is without.
 
     Raises ValueError, naming the argument, for sizes below 1.
     """
@@ -232,7 +234,8 @@ class WaveNet(torch.nn.Module):
             sample: takes an output (N, out_channels) and gives the next input (N, in_channels).
                 None hands the output itself on; out_channels must be in_channels.
 
-        Returns the values (N, in_channels, steps), in context's dtype.
+        Returns:
+            The values (N, in_channels, steps), in context's dtype.
 
         Raises ValueError, naming the argument, for wrong shapes and steps, for a sample that is
         missing or gives a wrong shape, and if a block has hooks or is no WaveNetBlock.

@@ -37,7 +37,7 @@ def causal_conv1d(
     state: Tensor | None = None,
     channels_last: bool = False,
 ) -> Tensor:
-    """y[n, o, t] = activation(bias[o] + sum_{c,k} weight[o, c, k] * x[n, c, t*stride - (K-1-k)*d]).
+    """`y[n,o,t] = activation(bias[o] + sum_{c,k} weight[o,c,k] * x[n,c, t*stride - (K-1-k)*d])`.
 
     Args:
         x: (N, C, L), in any memory layout.
