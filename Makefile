@@ -11,13 +11,13 @@ PARALLEL := -n auto --maxprocesses 4
 # The pair the project is tested with; pyproject.toml says what it supports.
 PINS := torch==2.13.0 triton==3.7.1
 
-.PHONY: demo test test-all check bench gpu clean
+.PHONY: demo test test-all check docs bench gpu clean
 
 $(VENV)/ready: pyproject.toml setup.py
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet $(PINS)
-	$(BIN)/pip install --quiet --editable .[test,examples,bench]
+	$(BIN)/pip install --quiet --editable .[test,examples,bench,docs]
 	touch $@
 
 demo: $(VENV)/ready
@@ -29,11 +29,15 @@ test: $(VENV)/ready
 test-all: $(VENV)/ready
 	$(BIN)/python -m pytest $(PARALLEL)
 
-check: $(VENV)/ready
+check: $(VENV)/ready docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m benchmarks report --check
+
+# Into build/site; a link that leads nowhere fails it.
+docs: $(VENV)/ready
+	$(BIN)/mkdocs build --strict --quiet
 
 # On the CPU, in 14 minutes at most; what is stored already is not measured again.
 bench: $(VENV)/ready

@@ -1,8 +1,8 @@
 """The loaders in docs/cells.md give what the other library's own equations give."""
 
-import re
 from pathlib import Path
 
+import pages
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,10 +10,7 @@ from layer_variants import close, randn
 
 T, B, I, H = 5, 3, 4, 6  # noqa: E741
 s, tanh = torch.sigmoid, torch.tanh
-NAMES: dict = {}
-text = (Path(__file__).parent.parent / "docs" / "cells.md").read_text()
-for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
-    exec(block, NAMES)
+NAMES = pages.run(Path(__file__).parent.parent / "docs" / "cells.md")
 
 # Kernels as Keras and its likes have them, (inputs, gates), and biases.
 K, R, BIAS = randn(I, 4 * H, seed=1), randn(H, 4 * H, seed=2), randn(4 * H, seed=3)
