@@ -1,7 +1,7 @@
 """Drop-in recurrent, layer-norm and causal-convolution layers for PyTorch on fused kernels."""
 
 from . import cells, dispatch, functional, init
-from .convert import convert, revert
+from .conversion import convert, revert
 from .dispatch import backend, explain
 from .layers.cells import GRUCell, LSTMCell, RecurrentCell, RNNCell
 from .layers.conv import CausalConv1d

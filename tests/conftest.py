@@ -11,6 +11,7 @@ DEVICE_NAME = os.environ.get("RNNKIT_TEST_DEVICE", "cpu")
 if DEVICE_NAME == "cpu":
     os.environ["TRITON_INTERPRET"] = "1"
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+os.environ.setdefault("KERAS_BACKEND", "torch")
 
 import pytest
 import torch

@@ -5,8 +5,6 @@ import os
 import subprocess
 import sys
 
-os.environ.setdefault("KERAS_BACKEND", "torch")
-
 import numpy as np
 import pytest
 import torch
@@ -511,19 +509,3 @@ def test_refused_sources(tmp_path):
 def test_rnnkit_alone_imports_no_keras():
     code = "import sys, rnnkit; sys.exit('keras' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
-
-
-def test_numpy_backend():
-    pytest.importorskip("scipy", reason="Keras's numpy backend needs scipy")
-    code = """
-import keras, numpy, torch
-from rnnkit.keras import from_keras
-
-model = keras.Sequential([keras.Input((7, 4)), keras.layers.GRU(5), keras.layers.Dense(2)])
-x = numpy.random.default_rng(0).normal(size=(3, 7, 4)).astype("float32")
-found = from_keras(model)(torch.from_numpy(x)).detach().numpy()
-print(keras.backend.backend(), numpy.abs(found - numpy.asarray(model(x))).max())
-"""
-    run = {"env": os.environ | {"KERAS_BACKEND": "numpy"}, "capture_output": True, "text": True}
-    backend, error = subprocess.run([sys.executable, "-c", code], **run).stdout.split()
-    assert backend == "numpy" and float(error) <= BOUND
