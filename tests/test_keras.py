@@ -1,7 +1,6 @@
 """Converted Keras layers and models give what Keras gives: outputs, states, gradients."""
 
 import copy
-import os
 import subprocess
 import sys
 
