@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .layers.base import Gated
+from .layers.base import Gated, fill_forget_gate
 
 
 @torch.no_grad()
@@ -52,7 +52,7 @@ def recurrent_(layer: Any) -> None:
         else:
             nn.init.zeros_(value)
         if name.startswith("bias_ih") and forget is not None:
-            nn.init.constant_(value[H : 2 * H], forget)
+            fill_forget_gate(value, H, forget)
 
 
 def forget_bias(layer: nn.Module) -> float | None:

@@ -41,8 +41,8 @@ def of_projection(
         return {}
     input, ih, b_ih, gain = projection
     return {
-        "input": input.data_ptr(),
-        "w_ih": ih.data_ptr(),
+        "input": address(input),
+        "w_ih": address(ih),
         "b_ih": address(b_ih),
         "I": input.shape[-1],
         "x_gain": address(gain),

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.nn import Parameter
 
 from .. import dispatch
 from ..cells import find
@@ -110,7 +111,10 @@ class Step:
         given = [v for v in weights if v is not None]
         if ih is None or hh is None or (b_ih is None) != (b_hh is None) or None in own:
             return False
-        if not all(v.is_cpu and v.dtype == dtype and v.is_contiguous() for v in given):
+        # Of another type, such as FSDP's shards, the memory may not be here.
+        if not all(type(v) in (Tensor, Parameter) and v.is_cpu for v in given):
+            return False
+        if not all(v.dtype == dtype and v.is_contiguous() for v in given):
             return False
         if not input.numel() or library.why_no_kernels(self.cell, dtype) is not None:
             return False

@@ -133,7 +133,7 @@ class Gated(nn.Module):
         Norms begin with gain 1 and bias 0; with `forget_bias`, the biases of the forget gate add
         up to it.
         """
-        bound, H = 1.0 / math.sqrt(self.hidden_size), self.hidden_size
+        bound = 1.0 / math.sqrt(self.hidden_size)
         fills = {p.name: p.fill for p in self.equations.parameters} | NORM_FILLS
         for name, value in self.named_parameters():
             fill = next((f for own, f in fills.items() if name.startswith(own)), None)
@@ -143,11 +143,19 @@ class Gated(nn.Module):
                 nn.init.constant_(value, fill)
             if self.forget_bias is not None and name.startswith("bias_"):
                 start = self.forget_bias if name.startswith("bias_ih") else 0.0
-                nn.init.constant_(value[H : 2 * H], start)
+                fill_forget_gate(value, self.hidden_size, start)
 
 
 # What a norm outside the cell's equations begins with.
 NORM_FILLS = {"norm_ih_weight": 1.0, "norm_ih_bias": 0.0, "norm_hh_bias": 0.0, "norm_bias": 0.0}
+
+
+@torch.no_grad()
+def fill_forget_gate(bias: Tensor, H: int, value: float) -> None:
+    """Sets the rows of the second gate of a bias (G * H)."""
+    # Not through a slice: of a parameter in shards (FSDP) that would be a copy.
+    forget = torch.full_like(bias[H : 2 * H], value)
+    bias.copy_(torch.cat([bias[:H], forget, bias[2 * H :]]))
 
 
 def is_norm_bias(name: str) -> bool:

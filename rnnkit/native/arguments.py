@@ -86,7 +86,15 @@ PLACES = {name: k for k, name in enumerate(Arguments._fields)}
 
 
 def address(v: Tensor | None) -> int:
-    return 0 if v is None else v.data_ptr()
+    """Where a tensor's memory is; 0 for None."""
+    found = 0 if v is None else v.data_ptr()
+    # Kernels would take it for None.
+    if found == 0 and v is not None and v.numel():
+        raise TypeError(
+            "expected tensors with memory of their own in this process, "
+            f"got a {type(v).__name__} {tuple(v.shape)} without"
+        )
+    return found
 
 
 @lru_cache
@@ -137,8 +145,8 @@ def described(inputs: Inputs, more: dict[str, int]) -> Any:
         0 if norm is None else 1 if norm.per_gate else 2,
         norm is not None and norm.of_sum,
         bits(inputs.equations.eps),
-        x.data_ptr(), *x.stride()[:4],
-        inputs.w.data_ptr(), address(inputs.b), address(inputs.s0), address(inputs.p),
+        address(x), *x.stride()[:4],
+        address(inputs.w), address(inputs.b), address(inputs.s0), address(inputs.p),
         address(m), m is not None and m.dtype == torch.bool,
         *((0,) * 4 if m is None else m.stride()[:4]),
         address(inputs.d),
