@@ -46,17 +46,19 @@ BACKENDS = {
 
 # One of each form: of two states, of two products, with a norm, and from outside the package.
 FORMS = ("lstm", "gru_before", "lstm_norm", "mgu")
+# Of those, the ones whose heavy tests run on kernels, too.
+HEAVY_FORMS = FORMS[:3]
 
 
 def repeats(cell, on, heavy):
     """Whether most of what a test shows is shown by another cell, or another form of the scan: step
     by step Triton's kernels compute what they do in one launch.
     """
-    stepwise = on == "stepwise"
-    few = heavy or stepwise
-    return (
-        (heavy and stepwise) or (few and cell not in FORMS) or (on != "reference" and minor(cell))
-    )
+    if on == "reference":
+        return heavy and cell not in FORMS
+    if on == "stepwise":
+        return heavy or cell not in FORMS or minor(cell)
+    return minor(cell) or (heavy and cell not in HEAVY_FORMS)
 
 
 def pytest_generate_tests(metafunc):
