@@ -5,6 +5,7 @@ Half-precision problems are computed in float32, as the kernels do, and rounded 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -49,31 +50,48 @@ def flags(inputs: Inputs) -> tuple[Tensor | None, Tensor | None]:
     return live, afresh
 
 
+def advance(
+    inputs: Inputs, s: Tensors, x: Tensors, m: Tensors, live: Tensor | None, afresh: Tensor | None
+) -> tuple[Tensors, Tensors]:
+    """One step: the states after it, and those that it shows, which are zero past a row's end."""
+    cell, every = inputs.equations, slice(0, inputs.x.shape[3])
+    if afresh is not None:
+        s = tuple(v.masked_fill(afresh, 0) for v in s)
+    n, _ = recurrent_gates(inputs, x, s)
+    new = cell.step(*seen(inputs, x, n, every), s, inputs.parameters)
+    new = keep(m, s, new) + new[len(m) :]
+    if live is None:
+        return new, new
+    shown = tuple(v.masked_fill(~live, 0) for v in new)
+    return tuple(torch.where(live, a, b) for a, b in zip(new, s, strict=True)), shown
+
+
+def initial(inputs: Inputs) -> Tensors:
+    """The states before the first step, each (B, N, H)."""
+    x, states = inputs.x, inputs.equations.states
+    s0 = x.new_zeros(states, *x.shape[1:3], x.shape[-1]) if inputs.s0 is None else inputs.s0
+    return s0.unbind(0)
+
+
+def results(
+    inputs: Inputs, shown: Sequence[Tensor], s: Tensors, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """output, cells and last: of each state, all that was shown (T, B, N, H) in loop order."""
+    output, *cells = (turn(v, inputs.reverse).to(dtype) for v in shown)
+    empty = output.new_empty(0, *output.shape)
+    return output, torch.stack(cells) if cells else empty, torch.stack(s).to(dtype)
+
+
 def scan(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
     """output (T, B, N, H), cells (S - 1, T, B, N, H) and last (S, B, N, H)."""
     dtype, inputs = inputs.x.dtype, upcast(inputs)
-    cell, x, every = inputs.equations, inputs.x, slice(0, inputs.x.shape[3])
     live, afresh = flags(inputs)
-    shape = (cell.states, *x.shape[1:3], x.shape[-1])
-    s = (x.new_zeros(shape) if inputs.s0 is None else inputs.s0).unbind(0)
-    states = []
-    for t, (x_t, m) in enumerate(steps(inputs)):
-        if afresh is not None:
-            s = tuple(v.masked_fill(afresh[t], 0) for v in s)
-        n, _ = recurrent_gates(inputs, x_t, s)
-        new = cell.step(*seen(inputs, x_t, n, every), s, inputs.parameters)
-        new = keep(m, s, new) + new[len(m) :]
-        if live is None:
-            s = new
-        else:
-            s = tuple(torch.where(live[t], a, b) for a, b in zip(new, s, strict=True))
-            new = tuple(v.masked_fill(~live[t], 0) for v in new)
-        states.append(new)
-    output, *cells = (
-        turn(torch.stack(v), inputs.reverse).to(dtype) for v in zip(*states, strict=True)
-    )
-    empty = output.new_empty(0, *output.shape)
-    return output, torch.stack(cells) if cells else empty, torch.stack(s).to(dtype)
+    s, states = initial(inputs), []
+    for t, (x, m) in enumerate(steps(inputs)):
+        flag = (None if v is None else v[t] for v in (live, afresh))
+        s, shown = advance(inputs, s, x, m, *flag)
+        states.append(shown)
+    return results(inputs, [torch.stack(v) for v in zip(*states, strict=True)], s, dtype)
 
 
 def keep(m: Tensors, old: Tensors, new: Tensors) -> Tensors:
