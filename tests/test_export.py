@@ -1,8 +1,16 @@
-"""torch.export of whole layers: one program for every T and B, in inference and in training."""
+"""torch.export of whole layers: one program for every T and B, in inference and in training; and
+what becomes of it in a process that knows nothing of the model, or nothing of rnnkit.
+"""
 
+import subprocess
+import sys
+
+import pytest
 import torch
 from layer_variants import VARIANTS, assert_same, joined, main_variant, randn, run, states
 from torch.export import Dim, export
+
+import rnnkit
 
 B, I, H = 3, 2, 4  # noqa: E741
 
@@ -62,12 +70,124 @@ def flat(results):
     return [output, *(state if isinstance(state, tuple) else (state,))]
 
 
-def test_saved_and_loaded(tmp_path):
-    """A program goes through a file."""
-    variant = VARIANTS[1]
-    module = variant.layer(I, H)
-    path = tmp_path / "layer.pt2"
-    torch.export.save(export(module, (randn(5, B, I),)), path)
-    loaded = torch.export.load(path).module()
-    x = randn(5, B, I)
-    assert_same((flat(loaded(x)), {}), (flat(module(x)), {}), 1e-12)
+# What a process runs that has programs, but not the code of the models; rnnkit comes by its name.
+ELSEWHERE = """
+import sys
+import torch
+for path in sys.argv[1:]:
+    if path == "rnnkit":
+        assert "rnnkit" not in sys.modules
+        import rnnkit
+        continue
+    packaged = path.endswith("packaged.pt2")
+    run = torch._inductor.aoti_load_package(path) if packaged else torch.export.load(path).module()
+    for args, expected in torch.load(path + ".calls"):
+        for ours, theirs in zip(run(*args), expected, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+assert ("rnnkit" in sys.modules) == ("rnnkit" in sys.argv)
+assert not {"onnx", "onnxscript"} & sys.modules.keys()
+"""
+
+
+class Model(torch.nn.Module):
+    """A model of the user's own, with all of rnnkit's operators."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = rnnkit.CausalConv1d(I, 4, 2, activation="gated")
+        self.block = rnnkit.WaveNetBlock(4, 2)
+        self.gru = rnnkit.GRU(4, H, layer_norm=True, zoneout=0.1)
+        self.norm = rnnkit.LayerNorm(H, activation="silu")
+
+    def forward(self, x, lengths):
+        """x: (B, I, T)."""
+        x, _ = self.block(self.conv(x))
+        output, h = self.gru(x.permute(2, 0, 1), lengths=lengths)
+        return self.norm(output), h
+
+
+class Tagger(torch.nn.Module):
+    """A smaller one."""
+
+    def __init__(self):
+        super().__init__()
+        self.gru, self.out = rnnkit.GRU(I, H), torch.nn.Linear(H, 2)
+
+    def forward(self, x, lengths):
+        output, h = self.gru(x.permute(2, 0, 1), lengths=lengths)
+        return self.out(output), h
+
+
+def trained(model):
+    sum(v.square().mean() for v in model(*model_arguments(4, 6))).backward()
+    torch.optim.SGD(model.parameters(), lr=0.1).step()
+    return model.eval()
+
+
+def model_arguments(rows, steps):
+    lengths = (torch.arange(rows) * 2) % (steps + 1)
+    return randn(rows, I, steps, dtype=torch.float32), lengths
+
+
+def program_of(model):
+    """The model's program. Made where every operator is rnnkit's own, and none torch's."""
+    rows, steps = Dim("B", min=1, max=512), Dim("T", min=1, max=512)
+    shapes = ({0: rows, 2: steps}, {0: rows})
+    with rnnkit.backend("reference"):
+        return export(model, model_arguments(3, 5), dynamic_shapes=shapes)
+
+
+def operators(program):
+    """rnnkit's operators in a program."""
+    targets = {str(node.target) for node in program.graph.nodes}
+    return {target for target in targets if target.startswith("rnnkit")}
+
+
+def write(path, model, program, **options):
+    """Writes a program, with options as a package made by them, and calls of the model."""
+    if options:
+        torch._dynamo.reset()
+        torch._inductor.aoti_compile_and_package(
+            program, package_path=str(path), inductor_configs=options
+        )
+    else:
+        torch.export.save(program, path)
+    calls = [model_arguments(*sizes) for sizes in ((3, 5), (2, 9), (1, 1))]
+    with torch.no_grad():
+        torch.save([(args, model(*args)) for args in calls], f"{path}.calls")
+    return str(path)
+
+
+def run_elsewhere(*paths):
+    """Runs programs in another process, where they must give what the models gave."""
+    subprocess.run([sys.executable, "-c", ELSEWHERE, *paths], check=True)
+
+
+# The wrapper's time is nothing to a test, its compiler's is.
+QUICK = {"aot_inductor.compile_wrapper_opt_level": "O0"}
+
+
+def test_without_the_code_of_the_model(tmp_path):
+    """A saved program and an AOTInductor package run where there is rnnkit; without rnnkit's
+    operators, where there is torch.
+    """
+    model, small = trained(Model()), trained(Tagger())
+    program = program_of(model)
+    plain = program.run_decompositions(rnnkit.export.decompositions())
+    assert len(operators(program)) == 4
+    assert not operators(plain)
+    saved = write(tmp_path / "saved.pt2", model, program)
+    anywhere = write(tmp_path / "plain.pt2", model, plain)
+    package = write(tmp_path / "packaged.pt2", small, program_of(small), **QUICK)
+    run_elsewhere(anywhere, "rnnkit", saved, package)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("imported", [["rnnkit"], []])
+def test_whole_packages(imported, tmp_path):
+    """An AOTInductor package of all operators runs where the program does."""
+    model = trained(Model())
+    program = program_of(model)
+    if not imported:
+        program = program.run_decompositions(rnnkit.export.decompositions())
+    run_elsewhere(*imported, write(tmp_path / "packaged.pt2", model, program, **QUICK))
