@@ -261,7 +261,8 @@ def on_torch(problem: Asked, x: Tensor) -> bool:
     the same answer, so that torch.compile can fuse what torch runs.
     """
     if tracing(x):
-        return _forced == "torch" or (_forced is None and slower("torch", problem) is None)
+        chosen = _forced == "torch" or (_forced is None and slower("torch", problem) is None)
+        return chosen or torch.onnx.is_in_onnx_export()  # ONNX has none of our operators
     return decide_and_record(problem).backend == "torch"
 
 

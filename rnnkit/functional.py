@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import dispatch
+from . import dispatch, onnx
 from .cells import Cell, find
 from .ops.causal_conv1d import causal_conv1d
 from .ops.layer import Whole, layer
@@ -83,6 +83,10 @@ def recurrent(
     if backend is torch_kernels:
         output, last = torch_kernels.layer(input, state, weights, cell, reverse)
         return Result(output, last, None)
+    if backend is onnx:
+        found = onnx.layer(input, state, weights, cell, reverse, lengths, asked)
+        if found is not None:
+            return Result(*found, None)
     equations = find(cell)
     check_own(weights, equations)
     more: Any = (state, weights, equations, reverse, lengths, resets, noise)
@@ -116,7 +120,8 @@ def projected_scan(
             inputs, h0 = prepare(x, b, *more)
             return layer(whole, projection, inputs), h0
     inputs, h0 = prepare(*project(input, weights, cell), *more)
-    return scan(*with_groups(inputs)), h0
+    run = onnx.scan if backend is onnx else scan
+    return run(*with_groups(inputs)), h0
 
 
 def packed(
@@ -158,10 +163,10 @@ def chosen(
     reverse: Sequence[bool],
     asked: Sequence[str],
 ) -> Any:
-    """The backend's module that runs this layer, by dispatch's decision; None for a trace."""
+    """The backend's module for this layer, as dispatch decides; None for a trace, or `onnx`."""
     # A trace must hold the operator, which chooses where it runs.
     if dispatch.tracing(input):
-        return None
+        return onnx if torch.onnx.is_in_onnx_export() else None
     return dispatch.settle(layer_problem(input, state, weights, cell, reverse, asked))
 
 

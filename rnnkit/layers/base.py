@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..cells import Cell, find
+from ..onnx import dropout
 from ..projection import Weights
 from . import options
 from .options import OPTIONS, NormOptions
@@ -109,7 +110,7 @@ class Gated(nn.Module):
 
         ih, hh = getattr(self, "weight_ih" + suffix), getattr(self, "weight_hh" + suffix)
         if self.weight_dropout:
-            hh = nn.functional.dropout(hh, self.weight_dropout, self.training)
+            hh = dropout(hh, self.weight_dropout, self.training)
         # A norm without a bias lacks only norm_c_bias of these.
         found = [get(p.name) for p in self.equations.parameters]
         own = tuple(ih.new_zeros(self.hidden_size) if v is None else v for v in found)

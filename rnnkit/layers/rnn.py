@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import PackedSequence
 from ..chunks import recurrent_in_chunks
 from ..cpu.step import Step, has_step
 from ..functional import extras, packed, recurrent
+from ..onnx import dropout
 from ..projection import Noise
 from . import sequences
 from .base import Gated
@@ -213,7 +214,7 @@ class Recurrent(Gated):
             )
             finals.append(last)
             if self.dropout and layer < self.num_layers - 1:
-                output = torch.nn.functional.dropout(output, self.dropout, self.training)
+                output = dropout(output, self.dropout, self.training)
         # Each final state is a tensor of its own, as torch.nn's is: users may change it in place.
         if len(finals) == 1:
             final = tuple(v.clone() for v in finals[0])
@@ -227,7 +228,7 @@ class Recurrent(Gated):
         if rate and self.training:
             size = self.hidden_size // self.num_heads
             ones = input.new_ones(input.shape[1], len(self.reverse) * self.num_heads, size)
-            d = torch.nn.functional.dropout(ones, rate)
+            d = dropout(ones, rate, True)
         return Noise(self.rates, d, self.training)
 
     def step(self, input: Tensor, hx: State | None = None) -> tuple[Tensor, State]:
