@@ -37,7 +37,7 @@ check: $(VENV)/ready docs
 
 # Into build/site; a link that leads nowhere fails it.
 docs: $(VENV)/ready
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # On the CPU, in 14 minutes at most; what is stored already is not measured again.
 bench: $(VENV)/ready

@@ -1,6 +1,6 @@
 """Drop-in recurrent, layer-norm and causal-convolution layers for PyTorch on fused kernels."""
 
-from . import cells, dispatch, functional, init
+from . import cells, dispatch, export, functional, init
 from .conversion import convert, revert
 from .dispatch import backend, explain
 from .layers.cells import GRUCell, LSTMCell, RecurrentCell, RNNCell
@@ -31,6 +31,7 @@ __all__ = [
     "convert",
     "dispatch",
     "explain",
+    "export",
     "functional",
     "init",
     "revert",
