@@ -29,7 +29,10 @@ Tensors = tuple[Tensor, ...]
 
 
 def decompositions() -> dict[Any, Callable[..., Any]]:
-    """All of rnnkit's operators, for `torch.export.ExportedProgram.run_decompositions`."""
+    """All of rnnkit's operators, for `torch.export.ExportedProgram.run_decompositions`.
+
+    What they give is for inference: torch 2.11 has wrong gradients of the loop.
+    """
     of = torch.ops.rnnkit
     return {
         of.scan.default: decomposed_scan,
