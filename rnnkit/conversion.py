@@ -102,19 +102,20 @@ def swap(
     if not isinstance(model, nn.Module):
         raise TypeError(f"model should be a torch.nn.Module, got: {type(model).__name__}")
     report = Report()
-    made: dict[nn.Module, nn.Module] = {}
+    made: dict[nn.Module, nn.Module | str] = {}
     places: dict[str, nn.Module] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         if not concerned(module):
             continue
-        reason = why_held(name) or why_not(module, to)
-        if reason is not None:
-            report.kept[name] = reason
-            continue
-        if module not in made:
-            made[module] = counterpart(module, to.kinds[type(module)])
-        report.swapped[name], places[name] = repr(module), made[module]
-    for new in made.values():
+        held = why_held(name)
+        if held is None and module not in made:
+            made[module] = counterpart(module, to)
+        found = held or made[module]
+        if isinstance(found, str):
+            report.kept[name] = found
+        else:
+            report.swapped[name], places[name] = repr(module), found
+    for new in places.values():
         if isinstance(new, nn.RNNBase):
             new._init_flat_weights()  # its list of them, made before it got these
     for name, new in places.items():
@@ -148,8 +149,8 @@ def why_held(name: str) -> str | None:
     return None
 
 
-def why_not(module: nn.Module, to: Target) -> str | None:
-    """Why no layer of the other library is all that the module is; None if one is."""
+def counterpart(module: nn.Module, to: Target) -> nn.Module | str:
+    """A layer of the other library with all that the module has, or why there is none."""
     kind = type(module)
     if parametrize.is_parametrized(module):
         return "it is parametrized"
@@ -158,14 +159,14 @@ def why_not(module: nn.Module, to: Target) -> str | None:
     hooks = [name for name, value in vars(module).items() if name.endswith("_hooks") and value]
     if hooks:
         return f"it has {', '.join(hooks)}"
-    plain, other = empty(kind, module), empty(to.kinds[kind], module)
+    plain, new = empty(kind, module), empty(to.kinds[kind], module)
     added = [name for name in vars(module) if name not in vars(plain)]
-    taken = [name for name in added if hasattr(plain, name) or hasattr(other, name)]
+    taken = [name for name in added if hasattr(plain, name) or hasattr(new, name)]
     if taken:
         return f"it was given its own {', '.join(taken)}"
+    fill(new, module, plain)
     # What differs from torch.nn's defaults shows in the repr of either library.
-    shown = counterpart(module, to.kinds[kind]).extra_repr()
-    more = module.extra_repr().removeprefix(shown).removeprefix(", ")
+    more = module.extra_repr().removeprefix(new.extra_repr()).removeprefix(", ")
     if more:
         return f"{to.library}.{kind.__name__} has no {more}"
     for name, expected in plain._parameters.items():
@@ -174,7 +175,7 @@ def why_not(module: nn.Module, to: Target) -> str | None:
             return f"{name} is not None"
         if expected is not None and not is_plain(found, expected.shape):
             return f"{name} is not a torch.nn.Parameter of shape {tuple(expected.shape)}"
-    return None
+    return new
 
 
 def is_plain(value: Any, shape: torch.Size) -> bool:
@@ -191,11 +192,9 @@ def empty(kind: Kind, like: Any) -> nn.Module:
     return kind(**arguments, device="meta")
 
 
-def counterpart(module: nn.Module, kind: Kind) -> nn.Module:
-    """A layer of a class of the other library, with all that the module has."""
-    new, plain = empty(kind, module), empty(type(module), module)
+def fill(new: nn.Module, module: nn.Module, plain: nn.Module) -> None:
+    """Gives a new layer all that the module has; plain: the module as it was when it was made."""
     for name, value in vars(module).items():
         # Not what only a layer of this library has of itself, such as torch.nn's list of weights.
         if (name in vars(new)) == (name in vars(plain)):
             vars(new)[name] = copy.copy(value) if name in COMMON else value
-    return new

@@ -271,6 +271,10 @@ def tracing(x: Tensor) -> bool:
     return torch.compiler.is_compiling() or any(type(size) is not int for size in x.shape)
 
 
+# What is no subclass, of which nobody knows what its operations do and where its memory is.
+ORDINARY = (Tensor, torch.nn.Parameter)
+
+
 def recorded(*tensors: Tensor | None) -> bool:
     """Whether autograd records operations on them."""
     return torch.is_grad_enabled() and any(v is not None and v.requires_grad for v in tensors)
@@ -279,7 +283,7 @@ def recorded(*tensors: Tensor | None) -> bool:
 def plain(*tensors: Tensor) -> bool:
     """Whether only autograd looks at their operations: no trace, transform, mode or subclass."""
     return (
-        all(type(v) in (Tensor, torch.nn.Parameter) and not tracing(v) for v in tensors)
+        all(type(v) in ORDINARY and not tracing(v) for v in tensors)
         and not any(map(torch._C._functorch.is_legacy_batchedtensor, tensors))
         and not torch._C._are_functorch_transforms_active()
         and torch._C._len_torch_dispatch_stack() == 0

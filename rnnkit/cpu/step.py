@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.nn import Parameter
 
 from .. import dispatch
 from ..cells import find
@@ -112,9 +111,7 @@ class Step:
         if ih is None or hh is None or (b_ih is None) != (b_hh is None) or None in own:
             return False
         # Of another type, such as FSDP's shards, the memory may not be here.
-        if not all(type(v) in (Tensor, Parameter) and v.is_cpu for v in given):
-            return False
-        if not all(v.dtype == dtype and v.is_contiguous() for v in given):
+        if not all(type(v) in dispatch.ORDINARY and fits(v, v.shape, dtype) for v in given):
             return False
         if not input.numel() or library.why_no_kernels(self.cell, dtype) is not None:
             return False
@@ -128,5 +125,5 @@ class Step:
         return True
 
 
-def fits(v: Tensor, shape: tuple[int, int], dtype: torch.dtype) -> bool:
+def fits(v: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> bool:
     return v.shape == shape and v.dtype == dtype and v.is_cpu and v.is_contiguous()
