@@ -21,6 +21,8 @@ SOURCE = ROOT / "csrc" / "cuda" / "kernels.cu"
 CELLS = ROOT / "csrc" / "cells" / "cells.h"
 # `Normed` of csrc/cuda/normed.h.
 NORMED = ("NOTHING", "SUMS", "PRODUCTS")
+# `Via` of csrc/cuda/exchange.h.
+VIA = ("L2", "cluster", "block")
 RECIPE = Cuda()
 # What ptxas says of a kernel, and the part of it that each figure is in.
 SAID = re.compile(r"Compiling entry function '(\w+)'(.+?)Compile time", re.DOTALL)
@@ -39,7 +41,7 @@ class Kernel(NamedTuple):
     cell: str
     unit_tiles: int
     backward: bool
-    cluster: bool
+    via: str
     figures: dict[str, int]
     code: sass.Function
 
@@ -83,12 +85,12 @@ def figures_of(text: str) -> dict[str, int]:
     return {name: int(each[1]) if each else 0 for name, each in found.items()}
 
 
-def described(name: str) -> tuple[str, int, bool, bool]:
-    """What persistent<Kind, Cell, UNIT_TILES, BACKWARD, CLUSTER> says of all but the kind."""
-    pattern = r"persistent<.+?, (With<.+>), (\d+), (true|false), (true|false)>\("
+def described(name: str) -> tuple[str, int, bool, str]:
+    """What persistent<Kind, Cell, UNIT_TILES, BACKWARD, VIA> says of all but the kind."""
+    pattern = r"persistent<.+?, (With<.+>), (\d+), (true|false), \(Via\)(\d)>\("
     found = re.search(pattern, plain(name))
     assert found, name
-    return registered(found[1]), int(found[2]), found[3] == "true", found[4] == "true"
+    return registered(found[1]), int(found[2]), found[3] == "true", VIA[int(found[4])]
 
 
 def plain(name: str) -> str:

@@ -51,8 +51,8 @@ def rows(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
         if isinstance(found, str):
             yield row | {"reason": found}
             continue
-        tile = Tile(args.cell, kind, found.unit_tiles, backward, found.cluster)
-        held = min(1.0, tile.held / max(tile.tiles(H), 1))
+        whole = Tile(args.cell, kind, found.unit_tiles, backward, found.via).whole
+        held = min(1.0, whole.held / max(whole.tiles(H), 1))
         more = {"held": f"{held:.0%}", "us": microseconds(found.cycles, MODELS[name])}
         yield row | found._asdict() | more
 

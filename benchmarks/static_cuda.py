@@ -1,10 +1,10 @@
 """The kernels of csrc/cuda that `benchmarks static` compiles, and what a step of theirs takes.
 
 fit: blocks of a multiprocessor. Of the loop over time, body: all instructions; local: those that
-use local memory; issued: those that a warp runs for a step of one chunk where no optional argument
-is given; barriers, products: how many of them are such. A step takes at least issue_us, which is
-what a multiprocessor needs to issue them for all chunks; plan_us by the planner's model; floor_us
-if the kernel is a good one.
+use local memory; issued: those that a warp with units runs for a step of one chunk where no
+optional argument is given, all_issued: those of all warps; barriers, products: how many of a
+warp's are such. A step takes at least issue_us, which is what a multiprocessor needs to issue them
+for all chunks; plan_us by the planner's model; floor_us if the kernel is a good one.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from itertools import product
 from typing import Any
 
 from rnnkit.cells import find
-from rnnkit.cuda.plan import WARPS, Plan, Tile, kind_of
+from rnnkit.cuda.plan import Plan, Tile, kind_of
+from rnnkit.cuda.weights import WARPS
 from rnnkit.native.recipes import NoLibrary
 from rnnkit.native.recipes.cuda import KINDS
 
@@ -31,7 +32,7 @@ from .time_loop import Loop
 Row = dict[str, Any]
 GPUS = {"sm_80": "A100", "sm_90": "H100", "sm_100": "B200"}
 # (B, H).
-SHAPES = [(64, 256), (64, 512), (64, 1024), (256, 512)]
+SHAPES = [(64, 64), (64, 128), (64, 256), (64, 512), (64, 1024), (256, 512)]
 SHORT = ("half", "bfloat16")
 
 
@@ -54,7 +55,7 @@ def rows(args: argparse.Namespace) -> Iterator[Row]:
             clusters = bool(MODELS[GPUS[target]].gpu.clusters)
             for kernel in kernels:
                 # Compiled for GPUs without clusters, their kernels are empty.
-                if kernel.cell in cells and clusters >= kernel.cluster:
+                if kernel.cell in cells and (clusters or kernel.via != "cluster"):
                     yield from rows_of(kernel, target, kind, shapes)
 
 
@@ -75,7 +76,7 @@ def rows_of(
         chosen = tile.plan(H, B, 1, MODELS[GPUS[target]].gpu)
         shared = figures["shared"] + getattr(chosen, "shared_bytes", 0)
         row: Row = {"operator": "cuda", "target": target, "cell": kernel.cell, "kind": kind}
-        row |= {"unit_tiles": kernel.unit_tiles, "cluster": kernel.cluster, "B": B, "H": H}
+        row |= {"unit_tiles": kernel.unit_tiles, "via": kernel.via, "B": B, "H": H}
         row |= {"backward": kernel.backward}
         row |= {"warps": WARPS, "registers": figures["registers"], "stack": figures["stack"]}
         row |= {"shared": shared, "limit": TARGETS[target].shared}
@@ -88,7 +89,7 @@ def times(row: Row, chosen: Plan) -> Row:
     """What a step takes by its instructions and by the planner, and what it could take."""
     model = MODELS[GPUS[row["target"]]]
     # A multiprocessor has four schedulers, each of which issues one instruction a cycle.
-    issuing = chosen.waves * chosen.chunks * row["issued"] * WARPS / 4
+    issuing = chosen.waves * chosen.chunks * row["all_issued"] / 4
     found = {
         "chunks": chosen.chunks,
         "issue_us": microseconds(issuing, model),

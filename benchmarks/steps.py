@@ -47,6 +47,10 @@ HEAD_START = 10_000_000
 SHAPES = [(8, 64), (64, 64), (64, 128), (64, 256), (8, 512), (64, 512), (256, 512), (64, 1024)]
 
 
+# How units are handed over, by what the planner calls it.
+WHERE = {"L2": "by L2", "cluster": "in clusters", "block": "all of them"}
+
+
 class Problem(NamedTuple):
     """A step of one cell."""
 
@@ -96,9 +100,8 @@ def times(backend: Any, problem: Problem, device: torch.device) -> Row:
 
 def forms(gpu: Gpu) -> Iterator[tuple[str, Gpu]]:
     """Of the CUDA kernels: a name, and the GPU as the planner is to see it."""
-    for tiles, cluster in FORMS:
-        where = "in clusters" if cluster else "by L2"
-        yield f"cuda, {16 * tiles} units a block, {where}", gpu.only((tiles, cluster))
+    for tiles, via in FORMS:
+        yield f"cuda, {16 * tiles} units a block, {WHERE[via]}", gpu.only((tiles, via))
     yield "cuda, stepwise", gpu._replace(processors=0, clusters=())
     yield "cuda, as planned", gpu
 

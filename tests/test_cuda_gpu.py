@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 from problems import Kind, differentiable, sample
-from test_cuda_kernels import pin
+from test_cuda_kernels import ALONE, pin
 from test_scan import NAMES, assert_same
 
 import rnnkit
@@ -33,7 +33,7 @@ def form(request, monkeypatch):
     cluster, gpu = request.param == "in clusters", cuda_scan.gpu_of(torch.device("cuda", 0))
     if cluster and len(gpu.clusters) < 16:
         pytest.skip("the GPU has no clusters of 16 blocks")
-    pin(monkeypatch, gpu, (1, cluster))
+    pin(monkeypatch, gpu, (1, "cluster" if cluster else "L2"))
 
 
 def problem(cell, dtype=torch.bfloat16, device="cuda", **kwargs):
@@ -68,10 +68,22 @@ def test_clusters_of_any_size(blocks, monkeypatch):
     gpu = cuda_scan.gpu_of(torch.device("cuda", 0))
     if blocks > len(gpu.clusters):
         pytest.skip(f"the GPU has clusters of up to {len(gpu.clusters)} blocks")
-    pin(monkeypatch, gpu, (1, True))
+    pin(monkeypatch, gpu, (1, "cluster"))
     sizes = {"T": 5, "B": 20, "H": 16 * blocks - 5}
     inputs = sample("lstm", Kind((False, True), sizes=sizes), torch.float32, "cuda")
     assert_same(call(inputs), call(inputs, "reference"), 1e-2)
+
+
+@pytest.mark.parametrize("H", [20, 64, 70, 128])
+@pytest.mark.parametrize("plain", [*CELLS, "gru_before", "lstm_norm"])
+def test_a_block_by_itself(plain, H, monkeypatch):
+    """More rows than run at once."""
+    pin(monkeypatch, cuda_scan.gpu_of(torch.device("cuda", 0)), *ALONE)
+    sizes = {"T": 20, "B": 300, "H": H}
+    inputs = sample(plain, Kind((False, True), sizes=sizes), torch.float32, "cuda")
+    expected = call(inputs)
+    assert_same(expected, call(inputs, "reference"), 1e-2)
+    assert all(same(call(inputs), expected) for _ in range(300))
 
 
 @pytest.mark.parametrize("plain", CELLS)

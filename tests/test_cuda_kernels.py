@@ -35,6 +35,7 @@ GPUS = {name: Gpu(n, 227 * 1024, clusters(n)) for name, n in (("slices", 60), ("
 SIZES = {
     "blocks": Kind((False, True), 1, (0, 3) * 9, True, sizes={"T": 3, "B": 18, "H": 37}),
     "rows": Kind((False, True), 1, None, True, True, True, sizes={"T": 3, "B": 50, "H": 20}),
+    "few": Kind((False, True), 1, (0, 3) * 2, True, True, True, sizes={"T": 3, "B": 4, "H": 70}),
     "long": Kind(lengths=(9, 4, 0, 7, 1), resets=True, sizes={"T": 9, "B": 5, "H": 33}),
 }
 EVERY = KINDS | LARGER | SIZES
@@ -68,32 +69,41 @@ def cuda(pytestconfig):
     install(None)
 
 
-FORM = {False: "through L2", True: "in clusters"}
-FORMS = [
-    pytest.param((name, count, cluster), marks=marks, id=f"{name} {count} {FORM[cluster]}")
-    for name, count, cluster, marks in (
-        ("slices", 1, False, []),
-        ("chunks", 2, False, []),
-        ("chunks", 1, True, []),
-        ("slices", 2, False, [pytest.mark.slow]),
-        ("chunks", 1, False, [pytest.mark.slow]),
-        ("slices", 1, True, [pytest.mark.slow]),
-        ("slices", 2, True, [pytest.mark.slow]),
-        ("chunks", 2, True, [pytest.mark.slow]),
+SHARED = [
+    pytest.param((name, (count, via)), marks=marks, id=f"{name} {count} {via}")
+    for name, count, via, marks in (
+        ("slices", 1, "L2", []),
+        ("chunks", 2, "L2", []),
+        ("chunks", 1, "cluster", []),
+        ("slices", 2, "L2", [pytest.mark.slow]),
+        ("chunks", 1, "L2", [pytest.mark.slow]),
+        ("slices", 1, "cluster", [pytest.mark.slow]),
+        ("slices", 2, "cluster", [pytest.mark.slow]),
+        ("chunks", 2, "cluster", [pytest.mark.slow]),
     )
 ]
+# One block has all units, in the smaller of its two forms where that has them.
+ALONE = ((4, "block"), (8, "block"))
 
 
-def pin(monkeypatch, gpu, form):
-    """Lets problems be planned for a GPU that has one form."""
-    monkeypatch.setattr(cuda_scan, "gpu_of", lambda device: gpu.only(form))
+def pin(monkeypatch, gpu, *forms):
+    """Lets problems be planned for a GPU that has these forms only."""
+    monkeypatch.setattr(cuda_scan, "gpu_of", lambda device: gpu.only(*forms))
 
 
-@pytest.fixture(params=FORMS)
+@pytest.fixture(params=SHARED)
+def shared(request, monkeypatch):
+    """How little of a GPU there is, and what the blocks are that share its units."""
+    name, *forms = request.param
+    pin(monkeypatch, GPUS[name], *forms)
+
+
+@pytest.fixture(params=[*SHARED, pytest.param(("slices", *ALONE, (1, "L2")), id="alone")])
 def form(request, monkeypatch):
-    """How little of a GPU there is, and what the blocks are."""
-    name, *tiles = request.param
-    pin(monkeypatch, GPUS[name], tuple(tiles))
+    """The same, and where a block has all units, unless there are too many."""
+    name, *forms = request.param
+    pin(monkeypatch, GPUS[name], *forms)
+    return tuple(forms)
 
 
 @pytest.fixture
@@ -160,7 +170,8 @@ SCHEDULED = ("lstm", "gru", "gru_before", "lstm_norm")
 )
 def test_under_every_schedule(cuda, form, plain):
     """The same, bit for bit, in whatever order threads and blocks run."""
-    inputs = sample(plain, SIZES["rows"], torch.float32)
+    few = ALONE[0] in form  # a block for each row
+    inputs = sample(plain, SIZES["few" if few else "rows"], torch.float32)
     expected, first = on("reference", inputs), None
     for k in SEEDS:
         seed(cuda, k)
@@ -181,7 +192,7 @@ DTYPES = {"half": torch.half, "bfloat16": torch.bfloat16, "tf32": torch.float}
 @pytest.mark.parametrize("size", ["rows", "blocks"])
 @pytest.mark.parametrize("kind", DTYPES)
 @pytest.mark.parametrize("plain", cells(exclude=RELUS))
-def test_rounded_products(cuda, form, precision, plain, kind, size):
+def test_rounded_products(cuda, shared, precision, plain, kind, size):
     """As far from the same problem in float64 as roundings explain."""
     precision(kind)
     inputs = sample(plain, SIZES[size], DTYPES[kind])
@@ -214,9 +225,10 @@ def test_relu_in_half_precision(cuda):
 
 
 WEIGHTS = {
-    "float": (torch.float32, {"T": 2, "B": 2, "H": 300}, (1, False)),
-    "half": (torch.half, {"T": 2, "B": 2, "H": 520}, (2, False)),
-    "float in clusters": (torch.float32, {"T": 2, "B": 2, "H": 300}, (2, True)),
+    "float": (torch.float32, {"T": 2, "B": 2, "H": 300}, (1, "L2")),
+    "half": (torch.half, {"T": 2, "B": 2, "H": 520}, (2, "L2")),
+    "float in clusters": (torch.float32, {"T": 2, "B": 2, "H": 300}, (2, "cluster")),
+    "of a block by itself": (torch.float32, {"T": 3, "B": 3, "H": 124}, (8, "block")),
 }
 
 
@@ -228,8 +240,8 @@ def test_weights_beyond_the_registers(cuda, monkeypatch, name):
     inputs = sample("lstm", Kind(sizes=sizes), dtype)
     kind = plan.kind_of(dtype, "ieee")
     for backward in (False, True):
-        tile = Tile("lstm", kind, form[0], backward)
-        assert tile.tiles(sizes["H"]) > tile.held
+        weights = Tile("lstm", kind, form[0], backward, form[1]).whole
+        assert weights.tiles(sizes["H"]) > weights.held
     bound = 1e-5 if dtype == torch.float32 else EPS["half"] * ROUNDINGS
     assert_same(on("cuda", inputs), on("reference", inputs), bound)
 
@@ -277,9 +289,11 @@ def test_layers(cuda, plain):
 def tiles():
     for cell in [param.values[0] for param in cells()]:
         for kind in PRODUCTS:
-            for count, cluster in plan.FORMS:
+            for count, via in plan.FORMS:
                 for backward in (False, True):
-                    yield Tile(cell, kind, count, backward, cluster)
+                    tile = Tile(cell, kind, count, backward, via)
+                    if not isinstance(tile.room(16, 1, 1, plan.H100), str):
+                        yield tile
 
 
 def test_the_planner_knows_the_kernels(cuda):
@@ -304,43 +318,60 @@ def chosen(defects, *shown):
 # A defect, by the text that it replaces in a file of csrc/cuda, and what then stands there.
 PLANTED = {
     "a missing barrier": (
-        False,
+        (1, "L2"),
         "exchange.h",
         "(flag(chunk)) < all) pause();\n        synchronise_warp();\n",
         "(flag(chunk)) < all) pause();\n",
     ),
     "a wrong epoch": (
-        False,
+        (1, "L2"),
         "exchange.h",
         "unsigned(rounds) * blocks_x()",
         "(rounds - 1u) * blocks_x()",
     ),
     "a tile too few": (
-        False,
+        (1, "L2"),
         "product.h",
         "return (all + WARPS - 1) / WARPS;",
         "return all / WARPS + (all < WARPS);",
     ),
     "one barrier for all rounds": (
-        True,
+        (1, "cluster"),
         "exchange.h",
-        "barriers() + round % BARRIERS * int(form.chunks) + chunk",
-        "barriers() + chunk",
+        "barriers + round % BARRIERS * int(form.chunks) + chunk",
+        "barriers + chunk",
     ),
-    "a wrong parity": (True, "exchange.h", "round / BARRIERS % 2", "(round / BARRIERS + 1) % 2"),
+    "a wrong parity": (
+        (1, "cluster"),
+        "exchange.h",
+        "round / BARRIERS % 2",
+        "(round / BARRIERS + 1) % 2",
+    ),
     "too few bytes expected": (
-        True,
+        (1, "cluster"),
         "exchange.h",
         "COLUMNS * PARTS * (all - (last < BYTES ? last : BYTES))",
         "COLUMNS * PARTS * (all - BYTES - 16)",
     ),
     "one buffer for all steps": (
-        True,
+        (1, "cluster"),
         "exchange.h",
         "(step % 2 * int(form.chunks) + chunk) * COLUMNS",
         "chunk * COLUMNS",
     ),
-    "a piece too few": (True, "exchange.h", "from < last", "from + 16 < last"),
+    "a piece too few": ((1, "cluster"), "exchange.h", "from < last", "from + 16 < last"),
+    "a block that does not wait": (
+        (4, "block"),
+        "exchange.h",
+        "DEVICE void arrive(int) const { synchronise(); }",
+        "DEVICE void arrive(int) const {}",
+    ),
+    "a share too few": (
+        (4, "block"),
+        "rows.h",
+        "for (int i = 0; i < SHARES; ++i) total[g]",
+        "for (int i = 1; i < SHARES; ++i) total[g]",
+    ),
 }
 
 
@@ -354,13 +385,15 @@ PLANTED = {
         "a tile too few",
         "a wrong parity",
         "one buffer for all steps",
+        "a block that does not wait",
     ),
 )
 def test_defects_are_found(cuda, monkeypatch, pytestconfig, tmp_path, defect):
     """At least one of the schedules shows a defect; without it none does, as is seen above."""
-    cluster, *change = PLANTED[defect]
-    pin(monkeypatch, GPUS["chunks"], (1, cluster))
-    inputs = sample("lstm", Kind(sizes={"T": 3, "B": 20, "H": 150}), torch.float32, grad=False)
+    form, *change = PLANTED[defect]
+    pin(monkeypatch, GPUS["chunks"], form)
+    sizes = {"T": 3, "B": 3, "H": 60} if form in ALONE else {"T": 3, "B": 20, "H": 150}
+    inputs = sample("lstm", Kind(sizes=sizes), torch.float32, grad=False)
     with rnnkit.backend("reference"):
         expected = scan(*inputs)
     sources = with_stubs(with_defect(tmp_path, "lstm", *change))
@@ -412,7 +445,7 @@ def test_the_times_of_steps(cuda, monkeypatch):
     problem = steps.Problem("lstm", "fp32", 2, 40)
     found = list(steps.rows(problem, torch.device(DEVICE_NAME)))
     pinned = [v["form"] for v in found if " units a block, " in v["form"]]
-    assert len(pinned) == 4 and found[-1]["form"] == "triton"
+    assert len(pinned) == 6 and found[-1]["form"] == "triton"
     for row in found:
         assert math.isfinite(row["forward_us"]) and math.isfinite(row["backward_us"])
         assert row["form"] in steps.line(row)

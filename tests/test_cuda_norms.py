@@ -6,8 +6,8 @@ import torch
 from cuda_harness import Fault, emulates, emulator
 from problems import Kind, sample
 from test_cuda_kernels import (
+    ALONE,
     DEVICE_NAME,
-    FORM,
     SEEDS,
     chosen,
     cuda,
@@ -33,9 +33,21 @@ FORMS = ("rnn_tanh_norm", "gru_norm", "gru_before_norm_gates", "lstm_norm_gates_
 EPS = torch.finfo(torch.float).eps
 
 
-@pytest.fixture(params=plan.FORMS, ids=lambda form: f"{form[0]} tiles {FORM[form[1]]}")
+SHARED = [(v,) for v in plan.FORMS if v not in ALONE]
+
+
+def named(forms):
+    return " or ".join(f"{count} tiles {via}" for count, via in forms)
+
+
+@pytest.fixture(params=SHARED, ids=named)
+def shared(request, monkeypatch):
+    pin(monkeypatch, plan.H100, *request.param)
+
+
+@pytest.fixture(params=[*SHARED, ALONE], ids=named)
 def form(request, monkeypatch):
-    pin(monkeypatch, plan.H100, request.param)
+    pin(monkeypatch, plan.H100, *request.param)
 
 
 def drawn(cell, dtype=torch.float, **kind):
@@ -62,7 +74,7 @@ def check_large_mean(inputs, mean=1000.0):
 @pytest.mark.parametrize("normed", ["rnn_tanh_norm", "lstm_norm"])
 def test_more_blocks_than_a_row_has_lanes_for(cuda, monkeypatch, normed):
     """Each lane reads several pairs of blocks, of which the last block is not full."""
-    pin(monkeypatch, plan.H100, (1, False))
+    pin(monkeypatch, plan.H100, (1, "L2"))
     inputs = drawn(normed, sizes={"T": 2, "B": 2, "H": 35 * 16 + 3})
     found, exact = on("cuda", inputs), in_double(inputs)
     for name, v in exact.items():
@@ -83,7 +95,7 @@ def test_padding_may_hold_anything(cuda, form, normed):
 
 
 @pytest.mark.parametrize("normed", FORMS)
-def test_a_zero_state_in_half_precision(cuda, form, normed):
+def test_a_zero_state_in_half_precision(cuda, shared, normed):
     check_zero_state(drawn(normed, torch.half, resets=True, sizes={"T": 5, "B": 4, "H": 40}))
 
 

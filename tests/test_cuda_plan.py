@@ -25,7 +25,8 @@ def test_plans_cover_the_problem_and_fit(plain, kind, gpu):
                 for N in (1, 2, 12):
                     found = plan(plain, kind, backward, H, B, N, gpu)
                     if isinstance(found, Plan):
-                        check(found, Tile(plain, kind, found.unit_tiles, backward), H, B, N, gpu)
+                        tile = Tile(plain, kind, found.unit_tiles, backward, found.via)
+                        check(found, tile, H, B, N, gpu)
                         planned += 1
                     else:
                         assert f"H = {H}" in found, found
@@ -39,7 +40,10 @@ def check(found, tile, H, B, N, gpu):
     assert (found.slices - 1) * found.chunks < ceil(B / found.columns)
     assert found.shared_bytes <= gpu.shared_bytes
     assert found.slices * N <= MOST_GROUPS
-    if found.cluster:
+    if found.via == "block":
+        assert (found.blocks, found.chunks, found.columns) == (1, 1, 1)
+        assert blocks <= found.waves * gpu.processors * 2
+    elif found.via == "cluster":
         assert found.blocks <= len(gpu.clusters)
         assert blocks <= found.waves * gpu.processors
     else:
@@ -49,30 +53,36 @@ def check(found, tile, H, B, N, gpu):
 @pytest.mark.parametrize("plain", CELLS)
 @pytest.mark.parametrize("form", FORMS)
 def test_no_form_needs_more_for_fewer_rows(plain, form):
-    unit_tiles, cluster = form
-    tile = Tile(plain, "bfloat16", unit_tiles, True, cluster)
+    unit_tiles, via = form
+    tile = Tile(plain, "ieee", unit_tiles, True, via)
     needs = [tile.shared_bytes(256, chunks) for chunks in range(1, 5)]
     assert needs == sorted(needs)
 
 
-# What an LSTM runs as: (cluster, blocks, slices, chunks), or None where it runs step by step.
+# What an LSTM runs as: (via, blocks, slices, chunks), or None where it runs step by step.
 TABLE = {
-    ("A100", "bfloat16", 256, 64): (False, 8, 8, 1),
-    ("A100", "bfloat16", 1024, 16): (False, 64, 1, 1),
+    ("A100", "bfloat16", 256, 64): ("L2", 8, 8, 1),
+    ("A100", "bfloat16", 1024, 16): ("L2", 64, 1, 1),
     ("A100", "bfloat16", 2048, 16): None,
-    ("A100", "ieee", 512, 16): (False, 32, 2, 1),
+    ("A100", "ieee", 512, 16): ("L2", 32, 2, 1),
     ("A100", "ieee", 1024, 1): None,
-    ("H100", "bfloat16", 160, 16): (True, 5, 2, 1),
-    ("H100", "bfloat16", 256, 64): (True, 8, 8, 1),
-    ("H100", "bfloat16", 512, 64): (False, 16, 8, 1),
-    ("H100", "bfloat16", 512, 16): (True, 16, 2, 1),
-    ("H100", "bfloat16", 512, 256): (False, 16, 8, 4),
-    ("H100", "bfloat16", 768, 64): (False, 24, 4, 2),
-    ("H100", "bfloat16", 1024, 64): (False, 32, 4, 2),
-    ("H100", "bfloat16", 2048, 16): (False, 128, 1, 1),
-    ("H100", "tf32", 256, 64): (True, 8, 8, 1),
-    ("H100", "ieee", 512, 64): (False, 32, 4, 2),
-    ("H100", "ieee", 1024, 16): (False, 64, 2, 1),
+    ("H100", "bfloat16", 160, 16): ("cluster", 5, 2, 1),
+    ("H100", "bfloat16", 256, 64): ("cluster", 8, 8, 1),
+    ("H100", "bfloat16", 512, 64): ("L2", 16, 8, 1),
+    ("H100", "bfloat16", 512, 16): ("cluster", 16, 2, 1),
+    ("H100", "bfloat16", 512, 256): ("L2", 16, 8, 4),
+    ("H100", "bfloat16", 768, 64): ("L2", 24, 4, 2),
+    ("H100", "bfloat16", 1024, 64): ("L2", 32, 4, 2),
+    ("H100", "bfloat16", 2048, 16): ("L2", 128, 1, 1),
+    ("H100", "tf32", 256, 64): ("cluster", 8, 8, 1),
+    ("A100", "ieee", 64, 64): ("block", 1, 64, 1),
+    ("H100", "tf32", 20, 256): ("block", 1, 256, 1),
+    ("H100", "tf32", 128, 16): ("block", 1, 16, 1),
+    ("H100", "tf32", 128, 256): ("L2", 4, 32, 1),
+    ("H100", "ieee", 128, 256): ("block", 1, 256, 1),
+    ("H100", "bfloat16", 64, 64): ("cluster", 2, 8, 1),
+    ("H100", "ieee", 512, 64): ("L2", 32, 4, 2),
+    ("H100", "ieee", 1024, 16): ("L2", 64, 2, 1),
     ("H100", "ieee", 2048, 1): None,
 }
 
@@ -86,13 +96,13 @@ def test_the_table(problem):
         assert not isinstance(found, Plan)
     else:
         assert isinstance(found, Plan), found
-        assert (found.cluster, found.blocks, found.slices, found.chunks) == expected
+        assert (found.via, found.blocks, found.slices, found.chunks) == expected
 
 
 def test_clusters_run_in_waves_where_blocks_must_not():
     """More groups than multiprocessors: clusters do not wait for each other."""
     found = plan("lstm", "bfloat16", False, 64, 8, 200, H100)
-    assert isinstance(found, Plan) and found.cluster and found.waves > 1
+    assert isinstance(found, Plan) and found.via == "cluster" and found.waves > 1
     assert "200 groups takes" in str(plan("lstm", "bfloat16", False, 64, 8, 200, A100))
 
 

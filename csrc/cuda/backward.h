@@ -11,8 +11,8 @@
 
 namespace rnnkit {
 
-template <class Kind, class C, int UNIT_TILES, bool CLUSTER> struct Backward {
-    using Block = rnnkit::Block<Kind, C, UNIT_TILES, true, CLUSTER>;
+template <class Kind, class C, int UNIT_TILES, Via VIA> struct Backward {
+    using Block = rnnkit::Block<Kind, C, UNIT_TILES, true, VIA>;
     using Early = typename Block::Early;
     using Last = typename Block::Last;
     using Element = typename Block::Element;
@@ -25,6 +25,8 @@ template <class Kind, class C, int UNIT_TILES, bool CLUSTER> struct Backward {
 
     const Arguments& a;
     Block block;
+    // What a step reads, where threads take turns.
+    typename Unit::template BehindOf<typename Block::S> coming;
 
     DEVICE Backward(const Arguments& a, const Form& form, const Layout& layout)
         : a(a), block(a, form, layout) {}
@@ -55,6 +57,21 @@ template <class Kind, class C, int UNIT_TILES, bool CLUSTER> struct Backward {
         block.set(at, ds);
         for (int k = 0; k < Block::SUMMED; ++k) block.summed(at, k) = 0;
         if constexpr (C::normalises) normalise(0, at, u);
+        if (Block::TURNS > 1) prepare(0, u);
+    }
+
+    DEVICE void prepare(int k, const Unit& u) {
+        if (k < a.T) coming = u.load_behind(time(k), 0);
+    }
+
+    // Of those whose turn comes next.
+    DEVICE void prepare_next(int k, const Element& at) {
+        if (Block::TURNS > 1 && at.next()) prepare(k + 1, block.unit({at.unit, 0, at.chunk}));
+    }
+
+    DEVICE auto read(int k, const Unit& u, int onward) const {
+        if constexpr (Block::TURNS > 1) return coming;
+        else return u.load_behind(time(k), onward);
     }
 
     // The gradient of the initial states, and this row's part of that of the parameters.
@@ -85,10 +102,10 @@ template <class Kind, class C, int UNIT_TILES, bool CLUSTER> struct Backward {
             normalise(k + 1, at, u);
         }
         typename Unit::template BehindOf<typename Block::S> loaded = {};
-        if (k < a.T) loaded = u.load_behind(time(k), -block.clock.onward(k));
+        if (k < a.T) loaded = read(k, u, -block.clock.onward(k));
         if (k > 0) block.template receive<Early>(k, c);
         else block.wait(c);
-        if (at.idle()) return;
+        if (at.idle()) return prepare_next(k, at);
         const Behind v = u.widened(loaded);
         float ds[C::states];
         collect(k, at, u, ds);
@@ -129,7 +146,7 @@ template <class Kind, class C, int UNIT_TILES, bool CLUSTER> struct Backward {
     DEVICE void through_norm_within(int k, int c) {
         const Element at = block.element(c);
         const Unit u = block.unit(at);
-        const auto loaded = u.load_behind(time(k), 0);
+        const auto loaded = read(k, u, 0);
         block.wait(c);
         if (at.idle()) return;
         const Behind v = u.widened(loaded);
@@ -174,7 +191,7 @@ template <class Kind, class C, int UNIT_TILES, bool CLUSTER> struct Backward {
     template <class W> DEVICE void through_norm(int k, int c) {
         const Element at = block.element(c);
         const Unit u = block.unit(at);
-        const auto loaded = u.load_behind(time(k), 0);
+        const auto loaded = read(k, u, 0);
         float d[W::COUNT], n[W::COUNT], scale[W::COUNT];
         for (int g = 0; g < W::COUNT; ++g)
             scale[g] = loaded.live ? u.scale(time(k), W::FIRST + g) : 0;
@@ -193,7 +210,7 @@ template <class Kind, class C, int UNIT_TILES, bool CLUSTER> struct Backward {
     DEVICE void through_inner(int k, int c) {
         const Element at = block.element(c);
         const Unit u = block.unit(at);
-        const auto loaded = u.load_behind(time(k), 0);
+        const auto loaded = read(k, u, 0);
         block.template receive<Last>(k, c);
         if (at.idle()) return;
         const Behind v = u.widened(loaded);

@@ -3,6 +3,7 @@
 #pragma once
 #include "exchange.h"
 #include "norm.h"
+#include "rows.h"
 #include "step.h"
 #include "weights.h"
 
@@ -15,10 +16,12 @@ struct Layout {
     Rows rows;
 };
 
-template <class Kind, class C, int UNIT_TILES, bool BACKWARD, bool CLUSTER> struct Block {
+template <class Kind, class C, int UNIT_TILES, bool BACKWARD, Via VIA> struct Block {
     using S = typename Kind::S;
     static constexpr bool INNER = C::late < C::gates;
-    template <int FIRST, int COUNT> using Of = Weights<Kind, C, UNIT_TILES, BACKWARD, FIRST, COUNT>;
+    template <int FIRST, int COUNT>
+    using Of = std::conditional_t<VIA == Via::BLOCK, RowWeights<Kind, C, UNIT_TILES, BACKWARD, FIRST, COUNT>,
+                                  TileWeights<Kind, C, UNIT_TILES, BACKWARD, FIRST, COUNT>>;
     using Early = Of<0, C::late>;
     using Late = std::conditional_t<INNER, Of<C::late, C::gates - C::late>, NoWeights>;
     using Last = std::conditional_t<INNER, Late, Early>;
@@ -26,9 +29,11 @@ template <class Kind, class C, int UNIT_TILES, bool BACKWARD, bool CLUSTER> stru
     static constexpr int UNITS = UNIT_TILES * TILE_ROWS;
     static constexpr int COLUMNS = Early::COLUMNS;  // rows of the batch in a chunk
     static_assert(UNITS * COLUMNS <= THREADS, "a thread has one unit of one row");
+    // Where one row leaves most threads without a unit, they take turns: who has a step's units later
+    // loads what that needs while others compute.
+    static constexpr int TURNS = VIA == Via::BLOCK ? THREADS / UNITS : 1;
     using Unit = rnnkit::Unit<S, C>;
-    using Exchange
-        = std::conditional_t<CLUSTER, ClusterExchange<COLUMNS>, L2Exchange<COLUMNS>>;
+    using Exchange = rnnkit::Exchange<VIA, COLUMNS>;
 
     template <class V> HOST_DEVICE static constexpr V most(V a, V b) { return a > b ? a : b; }
 
@@ -38,6 +43,8 @@ template <class Kind, class C, int UNIT_TILES, bool BACKWARD, bool CLUSTER> stru
         int chunk;
 
         DEVICE bool idle() const { return UNITS * COLUMNS < THREADS && column >= COLUMNS; }
+        // Whether it is the thread's turn in the next step.
+        DEVICE bool next() const { return column == COLUMNS; }
     };
 
     // In shared memory: the warps' sums; what a unit has, as `Unit` says; for each of a thread's
@@ -53,7 +60,8 @@ template <class Kind, class C, int UNIT_TILES, bool BACKWARD, bool CLUSTER> stru
     static constexpr int ROUNDS = (1 + NORM<C>) * (1 + INNER) + C::normalises;
     // Of a row: of what is normalised of each gate, and by the step, which takes two backward.
     static constexpr int NORM_SUMS = NORM<C> * C::gates + C::normalises * (1 + BACKWARD);
-    using Partials = rnnkit::Partials<Exchange, UNITS, NORM_SUMS>;
+    static constexpr int LANES = UNITS < 32 ? UNITS : 32;
+    using Partials = rnnkit::Partials<Exchange, LANES, NORM_SUMS>;
 
     // A row of the exchange: what the products are fed, and sums of what is normalised.
     HOST_DEVICE static int64_t fed_bytes(int64_t H) { return Early::bytes(H) + Late::bytes(H); }
@@ -62,8 +70,8 @@ template <class Kind, class C, int UNIT_TILES, bool BACKWARD, bool CLUSTER> stru
     }
 
     static Layout layout_of(const Arguments& a) {
-        const int full = int(a.H / UNITS), pairs = int(Partials::pairs(a.H));
-        const Rows rows = {full, pairs, float(a.H % UNITS), 1.f / a.H, float(a.eps)};
+        const int full = int(a.H / LANES), pairs = int(Partials::pairs(a.H));
+        const Rows rows = {full, pairs, float(a.H % LANES), 1.f / a.H, float(a.eps)};
         return {Early::bytes(a.H), fed_bytes(a.H), rows};
     }
 
@@ -80,6 +88,7 @@ template <class Kind, class C, int UNIT_TILES, bool BACKWARD, bool CLUSTER> stru
     const Clock clock;
     Exchange exchange;
     const int slice, first_unit;
+    int turn = 0;
     Early early;
     Late late;
 
@@ -119,7 +128,10 @@ template <class Kind, class C, int UNIT_TILES, bool BACKWARD, bool CLUSTER> stru
         return wide(static_cast<const S*>(a.p)[(n * rows + place) * a.H + unit]);
     }
 
-    DEVICE static Element element(int chunk) { return {thread() % UNITS, thread() / UNITS, chunk}; }
+    DEVICE Element element(int chunk) const {
+        const int i = TURNS == 1 ? thread() : (thread() + (TURNS - turn) * UNITS) % THREADS;
+        return {i % UNITS, i / UNITS, chunk};
+    }
 
     DEVICE Unit unit(const Element& at) const {
         const int b = (slice * int(form.chunks) + at.chunk) * COLUMNS + at.column;
@@ -146,7 +158,10 @@ template <class Kind, class C, int UNIT_TILES, bool BACKWARD, bool CLUSTER> stru
     DEVICE float& kept(const Element& at, int k) const { return summed(at, SUMMED + k); }
 
     // Counted anew, so that it takes no register from step to step.
-    DEVICE void begin_step(int k) { exchange.rounds = 1 + k * ROUNDS; }
+    DEVICE void begin_step(int k) {
+        exchange.rounds = 1 + k * ROUNDS;
+        turn = k % TURNS;
+    }
 
     // A stage of a step, for every chunk: it waits for the round before and ends with one.
     template <class Stage> DEVICE void round(const Stage& stage) {
@@ -163,13 +178,13 @@ template <class Kind, class C, int UNIT_TILES, bool BACKWARD, bool CLUSTER> stru
         wait(chunk);
         const char* const q = exchange.row(step, chunk, 0) + offset<W>();
         const int64_t pitch = form.pitch;
-        weights<W>().product.template multiply<Exchange>(q, pitch, sums());
+        weights<W>().template multiply<Exchange>(q, pitch, sums());
         synchronise();
     }
 
     // An element's products: forward, of each of W's gates.
     template <class W> DEVICE void products(const Element& at, float (&found)[W::ROW_GATES]) const {
-        weights<W>().product.sum(sums(), at.unit, at.column, found);
+        weights<W>().sum(sums(), at.unit, at.column, found);
     }
 
     template <class W> DEVICE const W& weights() const {
@@ -197,10 +212,11 @@ template <class Kind, class C, int UNIT_TILES, bool BACKWARD, bool CLUSTER> stru
     DEVICE void with_norm(int step, const Element& at, const F& f) {
         char* const sums = exchange.row(step, at.chunk, at.column) + layout.sums;
         const Partials partials
-            = {exchange, layout.rows, reinterpret_cast<uint4*>(sums), at.chunk, at.unit};
+            = {exchange, layout.rows, reinterpret_cast<uint4*>(sums), at.chunk,
+               first_unit / LANES + at.unit / LANES, at.unit % LANES};
         constexpr int per_gate = 1;
-        if (COUNT == 1 || a.norm != per_gate) f(Norm<Partials, UNITS, 1, COUNT>{partials, FIRST});
-        else f(Norm<Partials, UNITS, COUNT, 1>{partials, FIRST});
+        if (COUNT == 1 || a.norm != per_gate) f(Norm<Partials, LANES, 1, COUNT>{partials, FIRST});
+        else f(Norm<Partials, LANES, COUNT, 1>{partials, FIRST});
     }
     template <class W, class F>
     DEVICE void with_norm(int step, const Element& at, const F& f) {

@@ -1,4 +1,5 @@
-// How the blocks that share a slice hand each other what they found, in rounds.
+// How the blocks that share a slice hand each other what they found, in rounds; and how the warps of
+// a block do that has a slice to itself.
 //
 // In a round every block hands over its part of a chunk and arrives; who wants to read the others'
 // waits until all of it is there. Nobody arrives for a round before it has seen the end of the one
@@ -13,6 +14,8 @@
 #include "device.h"
 
 namespace rnnkit {
+
+enum class Via { L2, CLUSTER, BLOCK };
 
 // Through L2, where one buffer serves all blocks: a flag for each chunk counts arrivals.
 template <int COLUMNS> struct L2Exchange {
@@ -60,6 +63,31 @@ template <int COLUMNS> struct L2Exchange {
     }
 };
 
+// Where a block has both buffers in its shared memory.
+template <int COLUMNS> struct SharedBuffers {
+    const Form& form;
+    char* const shared;
+    int rounds = 0;
+
+    HOST_DEVICE static int64_t buffer_bytes(int64_t pitch, int64_t chunks) {
+        return 2 * chunks * COLUMNS * pitch;
+    }
+
+    DEVICE SharedBuffers(const Form& form, char* shared) : form(form), shared(shared) {}
+
+    // What is past the end of a row is multiplied by zero, and must be a number.
+    DEVICE void clear() const {
+        const int words = int(buffer_bytes(form.pitch, form.chunks) / sizeof(uint4));
+        for (int i = thread(); i < words; i += threads())
+            reinterpret_cast<uint4*>(shared)[i] = {0, 0, 0, 0};
+    }
+
+    DEVICE char* row(int step, int chunk, int column) const {
+        const int index = (step % 2 * int(form.chunks) + chunk) * COLUMNS + column;
+        return shared + index * int(form.pitch);
+    }
+};
+
 // Within a cluster, whose blocks store into each other's shared memory: each has buffers of its own,
 // and for each chunk barriers that count the bytes that come.
 //
@@ -67,12 +95,12 @@ template <int COLUMNS> struct L2Exchange {
 // block still lacks some of the round before, which that peer has seen the end of, and even of the
 // one before that: backward, a peer may send before it looks. It comes no earlier, since a block
 // that lacks some of a round does not finish its part in the next one.
-template <int COLUMNS> struct ClusterExchange {
+template <int COLUMNS> struct ClusterExchange : SharedBuffers<COLUMNS> {
+    using Buffers = SharedBuffers<COLUMNS>;
+    using Buffers::form, Buffers::rounds;
     static constexpr int BARRIERS = 4;
 
-    const Form& form;
-    char* const shared;
-    int rounds = 0;
+    uint64_t* const barriers;
     int expected = 0;  // bytes of this round and chunk, counted by what the block itself shares
 
     // Two rows begin 16 banks apart, so that the lanes that load an operand meet in none.
@@ -81,31 +109,24 @@ template <int COLUMNS> struct ClusterExchange {
         return BARRIERS * chunks * int64_t(sizeof(uint64_t));
     }
     HOST_DEVICE static int64_t shared_bytes(int64_t pitch, int64_t chunks) {
-        return barrier_bytes(chunks) + 2 * chunks * COLUMNS * pitch;
+        return barrier_bytes(chunks) + Buffers::buffer_bytes(pitch, chunks);
     }
 
-    DEVICE ClusterExchange(const Form& form, char* shared) : form(form), shared(shared) {}
+    DEVICE ClusterExchange(const Form& form, char* shared)
+        : Buffers(form, shared + barrier_bytes(form.chunks)),
+          barriers(reinterpret_cast<uint64_t*>(shared)) {}
 
-    // Before anything is handed over. What is past the end of a row is multiplied by zero, and must
-    // be a number.
+    // Before anything is handed over.
     DEVICE void begin() const {
-        const int64_t words = shared_bytes(form.pitch, form.chunks) / int64_t(sizeof(uint4));
-        for (int64_t i = thread(); i < words; i += threads())
-            reinterpret_cast<uint4*>(shared)[i] = {0, 0, 0, 0};
+        Buffers::clear();
         synchronise();
         if (thread() == 0)
-            for (int i = 0; i < BARRIERS * form.chunks; ++i) barrier_init(barriers() + i, 1);
+            for (int i = 0; i < BARRIERS * form.chunks; ++i) barrier_init(barriers + i, 1);
         cluster_synchronise();
     }
 
-    DEVICE uint64_t* barriers() const { return reinterpret_cast<uint64_t*>(shared); }
     DEVICE uint64_t* barrier(int chunk, int round) const {
-        return barriers() + round % BARRIERS * int(form.chunks) + chunk;
-    }
-
-    DEVICE char* row(int step, int chunk, int column) const {
-        const int index = (step % 2 * int(form.chunks) + chunk) * COLUMNS + column;
-        return shared + barrier_bytes(form.chunks) + index * int(form.pitch);
+        return barriers + round % BARRIERS * int(form.chunks) + chunk;
     }
 
     DEVICE static uint4 load(const uint4* from) { return load_received(from); }
@@ -156,5 +177,33 @@ template <int COLUMNS> struct ClusterExchange {
         barrier_wait(barrier(chunk, round), round / BARRIERS % 2);
     }
 };
+
+// Within a block, in its shared memory.
+template <int COLUMNS> struct BlockExchange : SharedBuffers<COLUMNS> {
+    using SharedBuffers<COLUMNS>::SharedBuffers;
+
+    HOST_DEVICE static int64_t pitch(int64_t bytes) { return bytes; }
+    HOST_DEVICE static int64_t shared_bytes(int64_t pitch, int64_t chunks) {
+        return SharedBuffers<COLUMNS>::buffer_bytes(pitch, chunks);
+    }
+
+    DEVICE void begin() const { this->clear(); }
+
+    DEVICE static uint4 load(const uint4* from) { return *from; }
+
+    template <int LANES, int PARTS, int BYTES>
+    DEVICE void share(int, const char*, int, int, int, int) const {}
+    template <int LANES> DEVICE void share(int, float2* place, float2 value, int lane) const {
+        if (lane == 0) *place = value;
+    }
+
+    DEVICE void arrive(int) const { synchronise(); }
+    DEVICE void wait(int) const {}
+};
+
+template <Via VIA, int COLUMNS>
+using Exchange = std::conditional_t<
+    VIA == Via::L2, L2Exchange<COLUMNS>,
+    std::conditional_t<VIA == Via::CLUSTER, ClusterExchange<COLUMNS>, BlockExchange<COLUMNS>>>;
 
 }  // namespace rnnkit

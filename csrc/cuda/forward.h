@@ -9,8 +9,8 @@
 
 namespace rnnkit {
 
-template <class Kind, class C, int UNIT_TILES, bool CLUSTER> struct Forward {
-    using Block = rnnkit::Block<Kind, C, UNIT_TILES, false, CLUSTER>;
+template <class Kind, class C, int UNIT_TILES, Via VIA> struct Forward {
+    using Block = rnnkit::Block<Kind, C, UNIT_TILES, false, VIA>;
     using Early = typename Block::Early;
     using Late = typename Block::Late;
     using Element = typename Block::Element;
@@ -21,6 +21,8 @@ template <class Kind, class C, int UNIT_TILES, bool CLUSTER> struct Forward {
 
     const Arguments& a;
     Block block;
+    // What a step reads, where threads take turns.
+    typename Unit::template AheadOf<typename Block::S> coming;
 
     DEVICE Forward(const Arguments& a, const Form& form, const Layout& layout)
         : a(a), block(a, form, layout) {}
@@ -46,6 +48,7 @@ template <class Kind, class C, int UNIT_TILES, bool CLUSTER> struct Forward {
         for (int k = 0; k < C::states; ++k) s[k] = u.initial(k);
         block.set(at, s);
         feed<Early>(0, at, u, s[0]);
+        if (Block::TURNS > 1) prepare(0, u);
     }
 
     DEVICE void end(int c) {
@@ -58,17 +61,33 @@ template <class Kind, class C, int UNIT_TILES, bool CLUSTER> struct Forward {
 
     template <class W> DEVICE void feed(int k, const Element& at, const Unit& u, float q) {
         // Nobody waits for the last h, and to a cluster's block that has returned none may come.
-        if (CLUSTER && k == a.T) return;
+        if (VIA == Via::CLUSTER && k == a.T) return;
         const float fed = u.at.exists ? u.dropped(q) : 0;
         block.template hand_over<W>(k, at, &fed);
     }
 
-    // What a step reads, once more in a later round: it would take registers from round to round.
-    // Norms of products leave x to that; the first of them has the next one brought.
+    DEVICE void prepare(int k, const Unit& u) {
+        if (k < a.T) coming = u.load_ahead(block.clock.time(k), 0, true);
+    }
+
+    // Of those whose turn comes next.
+    DEVICE void prepare_next(int k, const Element& at) {
+        if (Block::TURNS > 1 && at.next()) prepare(k + 1, block.unit({at.unit, 0, at.chunk}));
+    }
+
+    // What a step reads. In a later round it is loaded once more: it would take registers from round
+    // to round. Norms of products leave x to that; the first of them has the next one brought.
+    DEVICE auto read(int k, const Unit& u, bool wanted, int onward) const {
+        if constexpr (Block::TURNS > 1) {
+            auto found = coming;
+            for (int g = 0; g < C::gates; ++g) found.x[g] = wanted ? found.x[g] : 0;
+            return found;
+        } else return u.load_ahead(block.clock.time(k), onward, wanted);
+    }
     DEVICE auto again(int k, const Unit& u, bool first) const {
         const bool wanted = NORMED<C> != Normed::SUMS;
         const int onward = first && NORMED<C> == Normed::PRODUCTS ? block.clock.onward(k) : 0;
-        return u.load_ahead(block.clock.time(k), onward, wanted);
+        return read(k, u, wanted, onward);
     }
 
     // From what a product is fed to the product.
@@ -77,9 +96,9 @@ template <class Kind, class C, int UNIT_TILES, bool CLUSTER> struct Forward {
         const Unit u = block.unit(at);
         const bool wanted = NORMED<C> != Normed::PRODUCTS;
         const int onward = wanted && W::FIRST == 0 ? block.clock.onward(k) : 0;
-        const auto loaded = u.load_ahead(block.clock.time(k), onward, wanted);
+        const auto loaded = read(k, u, wanted, onward);
         block.template receive<W>(k, c);
-        if (at.idle()) return;
+        if (at.idle()) return W::FIRST == 0 ? prepare_next(k, at) : void();
         const Ahead v = u.widened(loaded);
         float r[W::COUNT];
         block.template products<W>(at, r);

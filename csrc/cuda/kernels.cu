@@ -1,4 +1,5 @@
 // The kernels of one kind of product, which the build defines: every cell.
+#include <utility>
 #include "../cells/cells.h"
 #include "kernels.h"
 #include "persistent.h"
@@ -19,21 +20,23 @@ using ieee = FullPrecision;
 using Kind = kinds::RNNKIT_KIND;
 using M = GpuMath<Kind::S>;
 
-template <class C, int UNIT_TILES, bool BACKWARD, bool CLUSTER> constexpr Kernel kernel() {
-    using P = Block<Kind, C, UNIT_TILES, BACKWARD, CLUSTER>;
-    return {P::COLUMNS, P::pitch, P::shared_bytes,
-            launch_persistent<Kind, C, UNIT_TILES, BACKWARD, CLUSTER>};
+template <class C, int SHAPE, bool BACKWARD> constexpr Kernel kernel() {
+    constexpr Shape shape = SHAPES[SHAPE];
+    if constexpr (shape.via == Via::BLOCK && !std::is_same_v<Kind, FullPrecision>) return {};
+    else {
+        using P = Block<Kind, C, shape.unit_tiles, BACKWARD, shape.via>;
+        return {P::COLUMNS, P::pitch, P::shared_bytes,
+                launch_persistent<Kind, C, shape.unit_tiles, BACKWARD, shape.via>};
+    }
 }
 
-template <class C> constexpr Entry entry(const char* cell) {
-    return {cell,
-            {{{kernel<C, 1, false, false>(), kernel<C, 1, false, true>()},
-              {kernel<C, 1, true, false>(), kernel<C, 1, true, true>()}},
-             {{kernel<C, 2, false, false>(), kernel<C, 2, false, true>()},
-              {kernel<C, 2, true, false>(), kernel<C, 2, true, true>()}}}};
+template <class C, int... SHAPE>
+constexpr Entry entry(const char* cell, std::integer_sequence<int, SHAPE...>) {
+    return {cell, {{kernel<C, SHAPE, false>(), kernel<C, SHAPE, true>()}...}};
 }
 
-#define CELL(name, norm, ...) entry<With<__VA_ARGS__, Normed::norm>>(name),
+#define CELL(name, norm, ...) \
+    entry<With<__VA_ARGS__, Normed::norm>>(name, std::make_integer_sequence<int, SHAPE_COUNT>()),
 
 constexpr Entry ENTRIES[] = {RNNKIT_CELLS(CELL)};
 

@@ -1,6 +1,6 @@
 // What the library asks of the kernels.
 #pragma once
-#include "arguments.h"
+#include "exchange.h"
 
 namespace rnnkit {
 
@@ -11,11 +11,21 @@ struct Kernel {
     int (*launch)(const Arguments&, const Form&);
 };
 
-// The persistent forms of one cell for one kind of product: of one or two tiles of units, forward or
-// backward, through L2 or within a cluster.
+// The forms of a persistent kernel, as rnnkit/cuda/plan.py has them: tiles of units of a block, and
+// how these are handed over.
+struct Shape {
+    int unit_tiles;
+    Via via;
+};
+constexpr Shape SHAPES[] = {{1, Via::L2},      {2, Via::L2},    {1, Via::CLUSTER},
+                            {2, Via::CLUSTER}, {4, Via::BLOCK}, {8, Via::BLOCK}};
+constexpr int SHAPE_COUNT = sizeof SHAPES / sizeof *SHAPES;
+
+// Those of one cell for one kind of product, forward and backward. Of the last two only full
+// precision's exist.
 struct Entry {
     const char* cell;
-    Kernel kernels[2][2][2];
+    Kernel kernels[SHAPE_COUNT][2];
 };
 
 struct Entries {

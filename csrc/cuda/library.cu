@@ -26,13 +26,14 @@ EXPORT int64_t rnnkit_arguments_size() { return sizeof(Arguments); }
 EXPORT int64_t rnnkit_form_size() { return sizeof(Form); }
 
 // Null where there is none; kinds in the order of rnnkit/native/recipes/cuda.py.
-EXPORT const Kernel* rnnkit_persistent(const char* cell, int64_t kind, int64_t unit_tiles,
-                                       int64_t backward, int64_t cluster) {
+EXPORT const Kernel* rnnkit_persistent(const char* cell, int64_t kind, int64_t shape,
+                                       int64_t backward) {
     const Entries all[] = {entries_half(), entries_bfloat16(), entries_tf32(), entries_ieee()};
     for (int k = 0; k < all[kind].count; ++k) {
         const Entry& entry = all[kind].first[k];
-        if (std::strcmp(entry.cell, cell) == 0)
-            return &entry.kernels[unit_tiles - 1][backward][cluster];
+        if (std::strcmp(entry.cell, cell) != 0) continue;
+        const Kernel& found = entry.kernels[shape][backward];
+        return found.launch ? &found : nullptr;
     }
     return nullptr;
 }

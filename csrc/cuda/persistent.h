@@ -11,28 +11,31 @@
 
 namespace rnnkit {
 
-template <class Kind, class C, int UNIT_TILES, bool BACKWARD, bool CLUSTER>
-using Persistent = std::conditional_t<BACKWARD, Backward<Kind, C, UNIT_TILES, CLUSTER>,
-                                      Forward<Kind, C, UNIT_TILES, CLUSTER>>;
+template <class Kind, class C, int UNIT_TILES, bool BACKWARD, Via VIA>
+using Persistent = std::conditional_t<BACKWARD, Backward<Kind, C, UNIT_TILES, VIA>,
+                                      Forward<Kind, C, UNIT_TILES, VIA>>;
 
-template <class Kind, class C, int UNIT_TILES, bool BACKWARD, bool CLUSTER>
-KERNEL(THREADS, 1) void persistent(const Arguments a, const Form form, const Layout layout) {
-    if constexpr (CLUSTER && !HAS_CLUSTERS) cluster_rank();  // stops the program
-    else Persistent<Kind, C, UNIT_TILES, BACKWARD, CLUSTER>(a, form, layout).run();
+// How many blocks a multiprocessor has at once.
+template <int UNIT_TILES, Via VIA> constexpr int RESIDENT = VIA == Via::BLOCK && UNIT_TILES == 4 ? 2 : 1;
+
+template <class Kind, class C, int UNIT_TILES, bool BACKWARD, Via VIA>
+KERNEL(THREADS, RESIDENT<UNIT_TILES, VIA>) void persistent(const Arguments a, const Form form, const Layout layout) {
+    if constexpr (VIA == Via::CLUSTER && !HAS_CLUSTERS) cluster_rank();  // stops the program
+    else Persistent<Kind, C, UNIT_TILES, BACKWARD, VIA>(a, form, layout).run();
 }
 
-template <class Kind, class C, int UNIT_TILES, bool BACKWARD, bool CLUSTER>
+template <class Kind, class C, int UNIT_TILES, bool BACKWARD, Via VIA>
 int launch_persistent(const Arguments& a, const Form& form) {
-    using Block = Block<Kind, C, UNIT_TILES, BACKWARD, CLUSTER>;
+    using Block = Block<Kind, C, UNIT_TILES, BACKWARD, VIA>;
     Launch how;
     how.x = int(form.blocks);
     how.y = int(form.slices * a.N);
     how.threads = THREADS;
     how.shared_bytes = int(Block::shared_bytes(a.H, form.chunks));
-    how.cluster = CLUSTER ? how.x : 1;
-    how.cooperative = !CLUSTER;
+    how.cluster = VIA == Via::CLUSTER ? how.x : 1;
+    how.cooperative = VIA == Via::L2;
     how.stream = form.stream;
-    const auto kernel = persistent<Kind, C, UNIT_TILES, BACKWARD, CLUSTER>;
+    const auto kernel = persistent<Kind, C, UNIT_TILES, BACKWARD, VIA>;
     return launch(kernel, how, a, form, Block::layout_of(a));
 }
 

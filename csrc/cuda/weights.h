@@ -7,11 +7,36 @@ namespace rnnkit {
 
 // Of COUNT gates from FIRST on. Forward the product's rows are each gate's units; backward they are
 // the units, and the gates are part of the inner dimension.
-template <class Kind, class C, int UNIT_TILES, bool BACKWARD, int FIRST_, int COUNT_>
-struct Weights {
-    using S = typename Kind::S;
+template <class S, class C, bool BACKWARD, int FIRST_, int COUNT_> struct GateWeights {
     static constexpr int FIRST = FIRST_, COUNT = COUNT_;
-    static constexpr int ROW_GATES = BACKWARD ? 1 : COUNT, ROW_TILES = UNIT_TILES * ROW_GATES;
+    static constexpr int ROW_GATES = BACKWARD ? 1 : COUNT;
+
+    // The units of a gate in the inner dimension, with those that fill up its last 16 bytes.
+    HOST_DEVICE static int64_t padded(int64_t H) { return (H + 7) / 8 * 8; }
+    HOST_DEVICE static int64_t depth(int64_t H) { return padded(H) * (BACKWARD ? COUNT : 1); }
+
+    // Of a unit of a group n, from the k-th of the inner dimension on, zero where there is none. LENGTH
+    // divides 8 and k.
+    template <int LENGTH>
+    DEVICE static void load(const Arguments& a, int n, int g, int64_t unit, int k, S (&v)[LENGTH]) {
+        const int64_t H = a.H, gate_width = padded(H);
+        int64_t gate = BACKWARD ? 0 : g, fed = k;
+        for (int i = 1; i < (BACKWARD ? COUNT : 1); ++i)
+            if (k >= i * gate_width) ++gate, fed -= gate_width;
+        const int exist = unit < H && fed < H ? int(H - fed) : 0;
+        const int64_t row = (n * C::gates + FIRST + gate) * H;
+        const S* const from = static_cast<const S*>(a.w)
+                              + (BACKWARD ? (row + fed) * H + unit : (row + unit) * H + fed);
+#pragma unroll
+        for (int i = 0; i < LENGTH; ++i) v[i] = i < exist ? from[i * (BACKWARD ? H : 1)] : S(0.f);
+    }
+};
+
+// Those of a block that shares a group's units with others, in tiles.
+template <class Kind, class C, int UNIT_TILES, bool BACKWARD, int FIRST, int COUNT>
+struct TileWeights : GateWeights<typename Kind::S, C, BACKWARD, FIRST, COUNT> {
+    using Base = GateWeights<typename Kind::S, C, BACKWARD, FIRST, COUNT>;
+    static constexpr int ROW_GATES = Base::ROW_GATES, ROW_TILES = UNIT_TILES * ROW_GATES;
     // So many that every thread has a unit of a row.
     static constexpr int COLUMN_TILES = UNIT_TILES == 1 && Kind::sums == 4 ? 2 : 1;
     // A product has as large a share of the registers as of the gates, in whole batches.
@@ -23,36 +48,34 @@ struct Weights {
 
     Product product;
 
-    // The units of a gate in the inner dimension, with those that fill up its last 16 bytes.
-    HOST_DEVICE static int64_t padded(int64_t H) { return (H + 7) / 8 * 8; }
-    HOST_DEVICE static int64_t depth(int64_t H) { return padded(H) * (BACKWARD ? COUNT : 1); }
-
     // Of a row of what is handed over for the product.
-    HOST_DEVICE static int64_t bytes(int64_t H) { return Product::row_bytes(depth(H)); }
-    HOST_DEVICE static int64_t shared_bytes(int64_t H) { return Product::shared_bytes(depth(H)); }
+    HOST_DEVICE static int64_t bytes(int64_t H) { return Product::row_bytes(Base::depth(H)); }
+    HOST_DEVICE static int64_t shared_bytes(int64_t H) {
+        return Product::shared_bytes(Base::depth(H));
+    }
 
-    // Of a group n, for the block's units.
+    // Of a group n, for the block's units: weight(row, k, v).
     DEVICE static auto weight(const Arguments& a, int n, int first_unit) {
-        const S* const w = static_cast<const S*>(a.w) + (int64_t(n) * C::gates + FIRST) * a.H * a.H;
-        const int64_t H = a.H;
-        const int gate_width = int(padded(H));
-        return [=](int row, int k) {
+        return [=, &a](int row, int k, auto& v) {
             const int g = row / TILE_ROWS % ROW_GATES, tile = row / TILE_ROWS / ROW_GATES;
-            const int64_t unit = first_unit + tile * TILE_ROWS + row % TILE_ROWS;
-            int gate = 0;
-            for (int i = 1; i < (BACKWARD ? COUNT : 1); ++i) gate += k >= i * gate_width;
-            const int fed = k - gate * gate_width;
-            if (unit >= H || fed >= H) return 0.f;
-            return wide(w[BACKWARD ? (gate * H + fed) * H + unit : (g * H + unit) * H + fed]);
+            Base::load(a, n, g, first_unit + tile * TILE_ROWS + row % TILE_ROWS, k, v);
         };
     }
 
     DEVICE void hold(const Arguments& a, int n, int first_unit, void* stage) {
-        product.hold(stage, depth(a.H), weight(a, n, first_unit));
+        product.hold(stage, Base::depth(a.H), weight(a, n, first_unit));
         synchronise();
     }
     DEVICE void keep(const Arguments& a, int n, int first_unit, void* shared) {
         product.keep(shared, weight(a, n, first_unit));
+    }
+
+    template <class Exchange>
+    DEVICE void multiply(const char* q, int64_t pitch, float* sums) const {
+        product.template multiply<Exchange>(q, pitch, sums);
+    }
+    DEVICE void sum(float* sums, int unit, int column, float (&total)[ROW_GATES]) const {
+        product.sum(sums, unit, column, total);
     }
 };
 

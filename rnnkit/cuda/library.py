@@ -15,6 +15,7 @@ from ..native.arguments import Arguments
 from ..native.recipes import Cuda, NoLibrary
 from ..native.recipes.cuda import KINDS, OLDEST
 from .arguments import Form
+from .plan import FORMS
 
 NAMES = ("columns", "pitch", "shared_bytes", "clusters", "arguments_size", "form_size")
 
@@ -39,11 +40,11 @@ class Library:
         self.functions.rnnkit_error.restype = ctypes.c_char_p
 
     @lru_cache(None)  # noqa: B019
-    def persistent(
-        self, cell: str, kind: str, unit_tiles: int, backward: bool, cluster: bool
-    ) -> Any:
+    def persistent(self, cell: str, kind: str, unit_tiles: int, backward: bool, via: str) -> Any:
         """A persistent kernel, None if there is no such."""
-        words = (KINDS.index(kind), unit_tiles, int(backward), int(cluster))
+        # A block by itself multiplies in full precision, whatever is allowed.
+        kind = "ieee" if (kind, via) == ("tf32", "block") else kind
+        words = (KINDS.index(kind), FORMS.index((unit_tiles, via)), int(backward))
         found = self.functions.rnnkit_persistent(cell.encode(), *map(ctypes.c_int64, words))
         return found and ctypes.c_void_p(found)
 

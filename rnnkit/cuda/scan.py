@@ -80,7 +80,9 @@ def note(problem: Problem) -> str | None:
     p = plan_of(problem, kind)
     if isinstance(p, str):
         return f"products by cuBLAS, and kernels for the rest, of each step: {p}"
-    blocks = f"a cluster of {p.blocks}" if p.cluster else str(p.blocks)
+    if p.via == "block":
+        return "a block has all units of a group, for one row"
+    blocks = f"a cluster of {p.blocks}" if p.via == "cluster" else str(p.blocks)
     return (
         f"{blocks} blocks share a group's units, {p.slices} such groups of blocks the batch, in "
         f"{p.chunks} chunks of {p.columns} rows"
@@ -168,9 +170,9 @@ def run(
     """Launches by a plan."""
     x = inputs.x
     name, N = name_of(inputs.cell), x.shape[2]
-    kernel = found.persistent(name, kind, chosen.unit_tiles, backward, chosen.cluster)
-    # A cluster needs neither: its blocks have buffers and barriers in their shared memory.
-    every = 0 if chosen.cluster else N * chosen.slices * chosen.chunks
+    kernel = found.persistent(name, kind, chosen.unit_tiles, backward, chosen.via)
+    # The others need neither: their blocks have buffers and barriers in shared memory.
+    every = N * chosen.slices * chosen.chunks if chosen.via == "L2" else 0
     size = 2 * every * chosen.columns * chosen.pitch
     exchange = x.new_zeros(size + 4 * every, dtype=torch.uint8) if every else None
     place = native.address(exchange)

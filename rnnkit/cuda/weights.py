@@ -1,0 +1,155 @@
+"""A block's weights of the gates that one product of a step serves, in numbers: what csrc/cuda has
+in weights.h and rows.h by the same names.
+"""
+
+from __future__ import annotations
+
+from math import ceil
+from typing import NamedTuple
+
+WARPS, TILE_BYTES, TILE_ROWS, TILE_COLUMNS, FRAGMENT_BYTES = 8, 64, 16, 8, 32
+THREADS = 32 * WARPS
+# Of `RowWeights`: threads of a unit, values of a piece, pieces loaded together, and registers for
+# weights.
+PARTS, PIECE, GROUP, REGISTERS = 4, 4, 4, 160
+# Clock cycles of an H100, of a tile of a product.
+TILE_CYCLES = {"half": 40, "bfloat16": 40, "tf32": 40, "ieee": 300}
+
+
+class TileWeights(NamedTuple):
+    """Of a block that shares a group's units with others. gates: those of the product; all_gates:
+    those of the cell.
+    """
+
+    kind: str
+    unit_tiles: int
+    backward: bool
+    gates: int
+    all_gates: int
+
+    @property
+    def row_tiles(self) -> int:
+        return self.unit_tiles * (1 if self.backward else self.gates)
+
+    @property
+    def column_tiles(self) -> int:
+        return 2 if self.unit_tiles == 1 and self.kind != "ieee" else 1
+
+    @property
+    def columns(self) -> int:
+        return self.column_tiles * TILE_COLUMNS
+
+    @property
+    def batch(self) -> int:
+        """Tiles that are loaded together."""
+        return 1 if self.kind == "ieee" else 2
+
+    @property
+    def held(self) -> int:
+        """Tiles of the inner dimension that a warp has in registers, at most."""
+        registers = 64 if self.kind == "ieee" else 128
+        here = registers * self.gates // self.all_gates // 8 // self.row_tiles
+        return here // self.batch * self.batch
+
+    def tiles(self, H: int) -> int:
+        """Tiles of the inner dimension that a warp has."""
+        depth = ceil(H / 8) * 8 * (self.gates if self.backward else 1)
+        return ceil(depth * size_of(self.kind) / (WARPS * TILE_BYTES))
+
+    def bytes(self, H: int) -> int:
+        """Of a row of what is handed over for the product."""
+        return ceil(self.tiles(H) / self.batch) * self.batch * WARPS * TILE_BYTES
+
+    def shared_bytes(self, H: int) -> int:
+        """Of the weights that registers do not hold."""
+        return max(self.tiles(H) - self.held, 0) * self.tile_bytes
+
+    @property
+    def stage_bytes(self) -> int:
+        return self.held * self.tile_bytes
+
+    @property
+    def tile_bytes(self) -> int:
+        """Of all warps' and rows' tiles."""
+        return self.row_tiles * WARPS * 32 * FRAGMENT_BYTES
+
+    @property
+    def sums(self) -> int:
+        return WARPS * self.columns * (self.row_tiles * TILE_ROWS + 4)
+
+    def cycles(self, H: int) -> int:
+        """Of a product."""
+        return self.row_tiles * self.column_tiles * max(self.tiles(H), 1) * TILE_CYCLES[self.kind]
+
+
+class RowWeights(NamedTuple):
+    """Of a block that has all units of a group, and one row of the batch at a time."""
+
+    kind: str
+    unit_tiles: int
+    backward: bool
+    gates: int
+    all_gates: int
+
+    @property
+    def columns(self) -> int:
+        return 1
+
+    @property
+    def units(self) -> int:
+        return self.unit_tiles * TILE_ROWS
+
+    @property
+    def rows(self) -> int:
+        """Of a thread."""
+        return self.units * PARTS // THREADS
+
+    @property
+    def shares(self) -> int:
+        """Parts of the inner dimension."""
+        return PARTS // (1 if self.backward else self.gates)
+
+    @property
+    def held(self) -> int:
+        """Pieces of a row that a thread has in registers, at most."""
+        here = REGISTERS * self.gates // self.all_gates // self.rows // PIECE
+        return min(self.tiles(self.units), here // GROUP * GROUP)
+
+    def tiles(self, H: int) -> int:
+        """Pieces of a row that a thread has."""
+        depth = ceil(H / 8) * 8 * (self.gates if self.backward else 1)
+        return ceil(depth / (self.shares * PIECE * GROUP)) * GROUP
+
+    def bytes(self, H: int) -> int:
+        return self.shares * self.tiles(H) * 16
+
+    def shared_bytes(self, H: int) -> int:
+        return max(self.tiles(H) - self.held, 0) * self.piece_bytes
+
+    @property
+    def stage_bytes(self) -> int:
+        return self.held * self.piece_bytes
+
+    @property
+    def piece_bytes(self) -> int:
+        """Of all threads' and rows' pieces."""
+        return self.rows * THREADS * 16
+
+    @property
+    def sums(self) -> int:
+        return PARTS * self.units
+
+    def cycles(self, H: int) -> int:
+        """Of a product: a scheduler issues for two warps what they multiply and load, and 128 bytes
+        of weights come from shared memory in one.
+        """
+        issued = WARPS // 4 * self.tiles(H) * (PIECE * self.rows + 1)
+        return issued + self.shared_bytes(H) // 128
+
+
+Weights = TileWeights | RowWeights
+
+
+def size_of(kind: str) -> int:
+    """Bytes of an operand."""
+    return 2 if kind in ("half", "bfloat16") else 4
