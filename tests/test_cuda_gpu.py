@@ -180,9 +180,10 @@ sys.path[:0] = {path!r}
 import torch
 from test_cuda_gpu import call
 from problems import Kind, sample
-sizes = dict(T=3, B=20, H=100)
 for cell in ("gru", "lstm_peephole"):
-    for dtype in (torch.bfloat16, torch.float32):
+    for dtype, H in ((torch.bfloat16, 100), (torch.float32, 40), (torch.float32, 100),
+                     (torch.float32, 150)):
+        sizes = dict(T=3, B=20, H=H)
         call(sample(cell, Kind((False, True), 1, (3, 0) * 10, True, True, True, sizes=sizes), dtype,
                     "cuda"))
 torch.cuda.synchronize()
@@ -200,7 +201,7 @@ def test_the_kernels_are_clean(tool):
 
 
 @pytest.mark.parametrize("plain", CELLS)
-@pytest.mark.parametrize("H", [160, 512, 1024])
+@pytest.mark.parametrize("H", [20, 64, 128, 160, 512, 1024])
 def test_sizes_that_users_have(plain, H):
     kind = Kind(sizes={"T": 5, "B": 64, "H": H})
     inputs = sample(plain, kind, torch.float32, "cuda")
