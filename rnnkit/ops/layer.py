@@ -185,11 +185,12 @@ def backward_by_torch(
     full = in_full(inputs, inputs.x)
     backend = dispatch.choose(full, backward=True)
     dx, dw, db, ds0, dp = every_gradient(backend, full, states, None, arriving)
-    rows, (input, ih, b_ih, _) = dx.flatten(2).flatten(0, 1), projection
+    input, ih, b_ih, _ = projection
+    rows = dx.reshape(-1, ih.numel() // ih.shape[-1])
     dinput = (rows @ ih.flatten(0, -2)).view(input.shape) if wanted[0] else None
     dih = (rows.mT @ input.flatten(0, 1)).view(ih.shape) if wanted[1] else None
     db_ih = rows.sum(0).view(b_ih.shape) if wanted[2] and b_ih is not None else None
-    of_b = None if inputs.b is None else db.view(inputs.b.shape)
+    of_b = None if inputs.b is None or db is None else db.view(inputs.b.shape)
     return dinput, dih, db_ih, None, dw.view(inputs.w.shape), of_b, ds0, dp
 
 
