@@ -268,7 +268,11 @@ def on_torch(problem: Asked, x: Tensor) -> bool:
 
 def tracing(x: Tensor) -> bool:
     """Whether x's operations are being recorded, not run; symbolic sizes are a trace too."""
-    return torch.compiler.is_compiling() or any(type(size) is not int for size in x.shape)
+    return torch.compiler.is_compiling() or symbolic(x)
+
+
+def symbolic(x: Tensor) -> bool:
+    return any([type(size) is not int for size in x.shape])
 
 
 # What is no subclass, of which nobody knows what its operations do and where its memory is.
@@ -282,13 +286,15 @@ def recorded(*tensors: Tensor | None) -> bool:
 
 def plain(*tensors: Tensor) -> bool:
     """Whether only autograd looks at their operations: no trace, transform, mode or subclass."""
-    return (
-        all(type(v) in ORDINARY and not tracing(v) for v in tensors)
-        and not any(map(torch._C._functorch.is_legacy_batchedtensor, tensors))
-        and not torch._C._are_functorch_transforms_active()
-        and torch._C._len_torch_dispatch_stack() == 0
-        and not in_forward_mode()
-    )
+    if (
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or in_forward_mode()
+    ):
+        return False
+    batched = torch._C._functorch.is_legacy_batchedtensor
+    return all([type(v) in ORDINARY and not symbolic(v) and not batched(v) for v in tensors])
 
 
 def record(decision: Decision) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from . import dispatch, onnx
 from .cells import Cell, find
 from .ops.causal_conv1d import causal_conv1d
-from .ops.layer import Whole, layer
+from .ops.layer import Whole, by_direction, layer
 from .ops.layer_norm import layer_norm
 from .ops.scan import scan
 from .ops.wavenet import wavenet
@@ -45,7 +45,9 @@ QUIET = Noise()
 
 
 class Result(NamedTuple):
-    """output (T, B, D * H); last, each state (D, B, H); cells (T, B, D * H) if asked for."""
+    """output (T, B, D * H); last, each state (D, B, H), a tensor of its own; cells (T, B, D * H) if
+    asked for.
+    """
 
     output: Tensor
     last: tuple[Tensor, ...]
@@ -82,7 +84,8 @@ def recurrent(
     backend = chosen(input, state, weights, cell, reverse, asked)
     if backend is torch_kernels:
         output, last = torch_kernels.layer(input, state, weights, cell, reverse)
-        return Result(output, last, None)
+        # Copies, since some of these kernels read their own again in backward.
+        return Result(output, tuple(v.clone() for v in last), None)
     if backend is onnx:
         found = onnx.layer(input, state, weights, cell, reverse, lengths, asked)
         if found is not None:
@@ -90,27 +93,25 @@ def recurrent(
     equations = find(cell)
     check_own(weights, equations)
     more: Any = (state, weights, equations, reverse, lengths, resets, noise)
-    (output, cells, final), h0 = projected_scan(backend, input, weights, equations, more)
-    heads = weights[0].heads(equations)
-    final = final if heads == 1 else final.unflatten(2, (-1, heads)).flatten(3)
-    h, *others = final.transpose(1, 2).unbind(0)
+    (output, cells, h, *others), h0 = projected_scan(backend, input, weights, equations, more)
     if weights[0].hr is not None:
         hr = torch.stack([w.hr for w in weights if w.hr is not None]).to(output.dtype)
-        output = torch.einsum("tbnh,nph->tbnp", output, hr)
+        output = output.unflatten(2, (len(weights), -1))
+        output = torch.einsum("tbnh,nph->tbnp", output, hr).flatten(2)
         h = h @ hr.mT
         if h0 is not None and input.shape[0] == 0:
-            h = h0.to(h.dtype)
+            h = h0.to(h.dtype, copy=True)
         elif h0 is not None and lengths is not None:
             h = torch.where((lengths <= 0)[:, None], h0.to(h.dtype), h)
     shown = cells[0].flatten(2) if return_cell_states else None
-    return Result(output.flatten(2), (h, *others), shown)
+    return Result(output, (h, *others), shown)
 
 
 def projected_scan(
     backend: Any, input: Tensor, weights: Sequence[Weights], cell: Cell, more: Any
-) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor | None]:
-    """output, cells and last of the scan, and the projected h0 if there is one; more: the arguments
-    of `prepare` after b. All in one, where the backend has that.
+) -> tuple[Sequence[Tensor], Tensor | None]:
+    """What the scan gives, as `by_direction` has it, and the projected h0 if there is one; more:
+    the arguments of `prepare` after b. All in one, where the backend has that.
     """
     whole: Whole | None = getattr(backend, "WHOLE", None)
     if whole is not None and takes_projection(input, weights[0]):
@@ -121,7 +122,8 @@ def projected_scan(
             return layer(whole, projection, inputs), h0
     inputs, h0 = prepare(*project(input, weights, cell), *more)
     run = onnx.scan if backend is onnx else scan
-    return run(*with_groups(inputs)), h0
+    output, cells, *states = by_direction(*run(*with_groups(inputs)), len(weights))
+    return (output, cells, *(v.clone() for v in states)), h0
 
 
 def packed(

@@ -66,16 +66,23 @@ def stacked(tensors: Sequence[Tensor | None], count: int, heads: int) -> Tensor 
 
     The only one there may be comes as it is, without the first dimension.
     """
-    if len(tensors) == 1 and heads == 1:
+    if heads > 1:
+        found = grouped(tensors, count, heads)
+        return None if found is None else found.flatten(1, 2)
+    if len(tensors) == 1:
         return tensors[0]
-    found = grouped(tensors, count, heads)
-    return None if found is None else found.flatten(1, 2)
+    present = [v for v in tensors if v is not None]
+    return torch.stack(present) if present else None
 
 
 def total(*tensors: Tensor | None) -> Tensor | None:
     """The sum of those that are there."""
     present = [v for v in tensors if v is not None]
     return sum(present[1:], present[0]) if present else None
+
+
+def cast(v: Tensor, dtype: torch.dtype) -> Tensor:
+    return v if v.dtype == dtype else v.to(dtype)
 
 
 def prepare(
@@ -104,8 +111,8 @@ def prepare(
     inputs = Inputs(
         x=x,
         # The cast is all of autocast: everything follows the dtype that the projection produced.
-        w=hh.to(x.dtype),
-        b=None if b is None else b.to(x.dtype),
+        w=cast(hh, x.dtype),
+        b=None if b is None else cast(b, x.dtype),
         s0=None,
         p=torch.cat([v for v in own if v is not None], 1).to(x.dtype) if own else None,
         m=masks(x, noise),
@@ -125,13 +132,14 @@ def prepare(
     return inputs._replace(s0=s0.to(x.dtype)), h0
 
 
-def with_groups(inputs: Inputs) -> Inputs:
-    """The inputs with the weights and biases in full, as the operator takes them."""
+def with_groups(inputs: Inputs, x: Tensor | None = None) -> Inputs:
+    """The inputs with the weights and biases in full, as the operator takes them, and x, if given,
+    in the place of theirs.
+    """
     w, b = inputs.w, inputs.b
-    return inputs._replace(
-        w=w.unsqueeze(0) if w.dim() == 2 else w,
-        b=b.unsqueeze(0) if b is not None and b.dim() == 1 else b,
-    )
+    w = w.unsqueeze(0) if w.dim() == 2 else w
+    b = b.unsqueeze(0) if b is not None and b.dim() == 1 else b
+    return Inputs(inputs.x if x is None else x, w, b, *inputs[3:])
 
 
 def check_own(weights: Sequence[Weights], cell: Cell) -> None:
@@ -198,8 +206,6 @@ def projection_of(
             return None
         b_ih = [total(w.norm_ih_bias, w.b_ih) for w in weights]
         b = [total(w.b_hh, w.norm_bias) for w in weights]
-    elif cell.additive and whole.name is None:
-        b_ih, b = [total(w.b_ih, w.b_hh) for w in weights], [None] * len(weights)
     given = (*b_ih, *b, *(gains or ()), *(v for w in weights for v in w.own))
     if any(v is not None and v.dtype != input.dtype for v in given):
         return None  # torch's operations convert them, or refuse

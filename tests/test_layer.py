@@ -196,6 +196,29 @@ def test_gradients_add_up_in_place(backend, device):
         assert_gradients_add_up(partial(prepared, layer, call_of(layer, ())[0], backend))
 
 
+def test_final_states_may_be_changed_in_place(backend, device):
+    """As torch.nn's, in training too: neither results nor gradients of the others change."""
+    for name in (*FEW, "lstm-projection"):
+        layer = build(name, DTYPES[backend][0], place(backend, device))
+        layer.eval()  # without noise
+        x, found = call_of(layer, ())[0].requires_grad_(), []
+        for on, change in ((backend, False), (backend, True), ("reference", False)):
+            with rnnkit.backend(on):
+                output, final = layer(x)
+                first, *others = as_tuple(final)
+                if change:
+                    first.mul_(2)
+                # Of several states, the gradient of one arrives alone.
+                shown = [others[-1]] if others else [output]
+                loss = sum(v.sin().sum() for v in shown)
+                sources = [x, *layer.parameters()]
+                gradients = torch.autograd.grad(loss, sources, allow_unused=True)
+            found.append([output, *others, *gradients])
+        for before, after, expected in zip(*found, strict=True):
+            assert before is after is None or torch.equal(before, after), name
+            torch.testing.assert_close(before, expected, msg=name)
+
+
 def test_backward_may_run_on_another_backend(device):
     """Which one runs it counts when it runs."""
     layer = build("lstm", torch.float64, device)

@@ -96,36 +96,32 @@ class Gated(nn.Module):
             shapes |= {name: (rows,) for name in ("norm_ih_weight", "norm_ih_bias", "norm_hh_bias")}
         if self.layer_norm is not None and not self.layer_norm.bias:
             shapes = {name: v for name, v in shapes.items() if not is_norm_bias(name)}
-        self.given = frozenset(shapes)
+        self.given = tuple(shapes)
         for name, shape in shapes.items():
             self.register_parameter(name + suffix, nn.Parameter(torch.empty(shape, **factory)))
         return [name + suffix for name in shapes]
 
     def weights(self, suffix: str) -> Weights:
         """The parameters of one direction, read anew at every call: they may be parametrized."""
-
-        def get(name: str) -> Tensor | None:
-            # Asking a module for what it lacks is slow.
-            return getattr(self, name + suffix) if name in self.given else None
-
-        ih, hh = getattr(self, "weight_ih" + suffix), getattr(self, "weight_hh" + suffix)
+        # Asking a module for what it lacks is slow.
+        found = {name: getattr(self, name + suffix) for name in self.given}
+        ih, hh, get = found["weight_ih"], found["weight_hh"], found.get
         if self.weight_dropout:
             hh = dropout(hh, self.weight_dropout, self.training)
+        cell = self.equations
         # A norm without a bias lacks only norm_c_bias of these.
-        found = [get(p.name) for p in self.equations.parameters]
-        own = tuple(ih.new_zeros(self.hidden_size) if v is None else v for v in found)
-        norm = self.equations.norm
-        norm_bias = get("norm_bias" if norm is not None and norm.of_sum else "norm_hh_bias")
+        own = [get(p.name) for p in cell.parameters]
+        of_sum = cell.norm is not None and cell.norm.of_sum
         return Weights(
             ih,
             hh,
             get("bias_ih"),
             get("bias_hh"),
             get("weight_hr"),
-            own,
+            tuple([ih.new_zeros(self.hidden_size) if v is None else v for v in own]),
             get("norm_ih_weight"),
             get("norm_ih_bias"),
-            norm_bias,
+            get("norm_bias" if of_sum else "norm_hh_bias"),
         )
 
     def reset_parameters(self) -> None:

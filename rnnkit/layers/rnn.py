@@ -215,10 +215,8 @@ class Recurrent(Gated):
             finals.append(last)
             if self.dropout and layer < self.num_layers - 1:
                 output = dropout(output, self.dropout, self.training)
-        # Each final state is a tensor of its own, as torch.nn's is: users may change it in place.
-        if len(finals) == 1:
-            final = tuple(v.clone() for v in finals[0])
-        else:
+        final = finals[0]
+        if len(finals) > 1:
             final = tuple(map(torch.cat, zip(*finals, strict=True)))
         return sequences.leave(self, call, output, final, cells)
 

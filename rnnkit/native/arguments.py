@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import struct
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -97,6 +98,10 @@ def address(v: Tensor | None) -> int:
     return found
 
 
+def addresses(tensors: Iterable[Tensor | None]) -> list[int]:
+    return [0 if v is None else address(v) for v in tensors]
+
+
 @lru_cache
 def bits(value: float) -> int:
     """The bits of a double, as an integer."""
@@ -134,24 +139,24 @@ def described(inputs: Inputs, more: dict[str, int]) -> Any:
 
     `inputs` are ready and must outlive it.
     """
-    x, m, norm = inputs.x, inputs.m, inputs.equations.norm
-    lengths, resets = inputs.lengths, inputs.resets
-    T, B, N, _, H = x.shape
+    (x, *_, m, _, lengths, resets, _, reverse), cell = inputs, inputs.equations
+    (T, B, N, _, H), norm = x.shape, cell.norm
+    of_x, w, b, s0, p, of_m, d, of_lengths, of_resets = addresses(inputs[:9])
     leading: list[int] = [
         T, B, N, H,
         0 if m is None else m.shape[3],
-        len(inputs.reverse),
-        sum(back << k for k, back in enumerate(inputs.reverse)),
+        len(reverse),
+        sum([back << k for k, back in enumerate(reverse)]),
         0 if norm is None else 1 if norm.per_gate else 2,
         norm is not None and norm.of_sum,
-        bits(inputs.equations.eps),
-        address(x), *x.stride()[:4],
-        address(inputs.w), address(inputs.b), address(inputs.s0), address(inputs.p),
-        address(m), m is not None and m.dtype == torch.bool,
+        bits(cell.eps),
+        of_x, *x.stride()[:4],
+        w, b, s0, p,
+        of_m, m is not None and m.dtype == torch.bool,
         *((0,) * 4 if m is None else m.stride()[:4]),
-        address(inputs.d),
-        address(lengths), *((0, 0) if lengths is None else lengths.stride()),
-        address(resets), *((0, 0, 0) if resets is None else resets.stride()),
+        d,
+        of_lengths, *((0, 0) if lengths is None else lengths.stride()),
+        of_resets, *((0, 0, 0) if resets is None else resets.stride()),
     ]  # fmt: skip
     block = Block(*leading)  # the rest is zero
     for name, value in more.items():

@@ -13,19 +13,21 @@ from .sequence import Inputs, previous, products, valid
 if TYPE_CHECKING:
     from ..dispatch import Backend
 
+# db is None where there is no bias.
+Gradients = tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor]
+
 
 def gradients(
     backend: Backend,
     inputs: Inputs,
     states: tuple[Tensor, ...],
     arriving: tuple[Tensor | None, Tensor | None, Tensor | None],
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> Gradients:
     """dx, dw, db, ds0 and dp: all that is parallel in time here, the rest in the backend."""
     prev, n, scale = products_again(inputs, states)
     q = fed(inputs, seen_gates(inputs), prev.unbind(0), n)
     dx, dr, ds0, dp = backend.scan_backward(inputs, prev, n, scale, *arriving)
-    # Without a bias nobody reads its gradient, and to sum it would read all of dr.
-    db = dr.new_zeros(inputs.w.shape[:2]) if inputs.b is None else dr.sum((0, 1)).flatten(1)
+    db = None if inputs.b is None else dr.sum((0, 1)).flatten(1)
     if scale is not None:
         dx, dr, dp = through_norm(inputs, n, scale, dx, dr, dp)
     pairs = [(dr[:, :, :, k], v) for k, v in zip(products(inputs), q, strict=True)]
@@ -43,12 +45,12 @@ def every_gradient(
     states: tuple[Tensor, Tensor],
     kept: tuple[Tensor, Tensor] | None,
     arriving: tuple[Tensor | None, Tensor | None, Tensor | None],
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> Gradients:
     """`gradients`, or what a backend has in its place; states: output and cells."""
     if hasattr(backend, "gradients"):
         dx, dw, db, ds0, dp = backend.gradients(inputs, states, kept, arriving)
         return dx, dw, db, ds0, dp
-    return gradients(backend, inputs, (states[0], *states[1]), arriving)
+    return gradients(backend, inputs, (states[0], *states[1].unbind()), arriving)
 
 
 def products_again(
@@ -89,5 +91,7 @@ def through_norm(
 
 def contract(dr: Tensor, q: Tensor) -> Tensor:
     """The gradient (N, G * H, H) of weights that met q (T, B, N, H) and got dr (T, B, N, G, H)."""
+    if dr.shape[2] == 1:
+        return (dr.flatten(3).flatten(0, 2).mT @ q.flatten(0, 2)).unsqueeze(0)
     rows = dr.flatten(3).flatten(0, 1).transpose(0, 1)
     return rows.mT @ q.flatten(0, 1).transpose(0, 1)

@@ -29,7 +29,7 @@ class Whole(NamedTuple):
     """How a backend computes a whole layer; x is empty there, and w and b may lack the groups.
 
     name: of the backend whose own kernels make x and alone know what forward kept; None if torch's
-    operations make x, which has all biases then that can be added to it.
+    operations make x.
     empty(shape, like): that x.
     forward(projection, inputs, keep): output, cells and last; the x that backward gets; and what
     else it wants kept.
@@ -46,17 +46,45 @@ class Whole(NamedTuple):
     ]
 
 
-def layer(whole: Whole, projection: Projection, inputs: Inputs) -> Found:
-    """output, cells and last of `rnnkit::scan`, for an x that is empty: it is computed here.
+def layer(whole: Whole, projection: Projection, inputs: Inputs) -> tuple[Tensor, ...]:
+    """What `rnnkit::scan` gives, by direction, for an x that is empty: it is computed here.
 
     w and b may lack the dimension of the groups, too: a view would cost more than the rest of a
     short call. Gradients come in the shapes of the arguments.
     """
     check_layer(projection, inputs)
     if dispatch.recorded(*projection, *inputs[:5]):
-        found: Found = Layer.apply(whole, *projection, *inputs)
+        found: tuple[Tensor, ...] = Layer.apply(whole, *projection, *inputs)
         return found
-    return whole.forward(projection, inputs, False)[0]
+    return results(whole.forward(projection, inputs, False)[0], inputs)
+
+
+def by_direction(output: Tensor, cells: Tensor, last: Tensor, D: int) -> tuple[Tensor, ...]:
+    """output (T, B, D * H) of what a scan gives, its cells, and each of its final states (D, B, H),
+    where H is of all heads.
+    """
+    S, B, N, H = last.shape
+    last = last if N == D else last.reshape(S, B, D, N // D * H)
+    return output.flatten(2), cells, *last.transpose(1, 2).unbind()
+
+
+def results(found: Found, inputs: Inputs) -> tuple[Tensor, ...]:
+    """The same, each in memory of its own, and no view, which autograd would forbid users to change
+    in place. The first state keeps the memory of all.
+    """
+    output, cells, h, *others = by_direction(*found, len(inputs.reverse))
+    return output.data, cells, h.data, *[v.clone() for v in others]
+
+
+def arriving_by_group(inputs: Inputs, arriving: Sequence[Tensor | None]) -> Arriving:
+    """The gradients of what a scan gives, given those of `by_direction`."""
+    (doutput, dcells, *dstates), (T, B, N, _, H) = arriving, inputs.x.shape
+    doutput = None if doutput is None else doutput.view(T, B, N, H)
+    present = [v for v in dstates if v is not None]
+    if not present:
+        return doutput, dcells, None
+    every = [torch.zeros_like(present[0]) if v is None else v for v in dstates]
+    return doutput, dcells, torch.stack(every).transpose(1, 2).reshape(-1, B, N, H)
 
 
 def check_layer(projection: Projection, inputs: Inputs) -> None:
@@ -92,12 +120,14 @@ class Layer(torch.autograd.Function):
     """The layer with its gradients. Not for torch.func, whose transforms take the operator."""
 
     @staticmethod
-    def forward(ctx: Any, whole: Whole, *values: Any) -> Found:
-        found, x, kept = whole.forward(*unpacked(values), True)
+    def forward(ctx: Any, whole: Whole, *values: Any) -> tuple[Tensor, ...]:
+        projection, inputs = unpacked(values)
+        found, x, kept = whole.forward(projection, inputs, True)
+        shown = results(found, inputs)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*found[:2], *values[:COUNT], x, *values[COUNT + 1 : -2], *kept)
+        ctx.save_for_backward(*shown[:2], *values[:COUNT], x, *values[COUNT + 1 : -2], *kept)
         ctx.whole, ctx.static = whole, values[-2:]
-        return found
+        return shown
 
     @staticmethod
     def backward(ctx: Any, *arriving: Any) -> tuple[Tensor | None, ...]:
@@ -111,8 +141,9 @@ class Layer(torch.autograd.Function):
             elsewhere = forced not in (None, ctx.whole.name)
             if torch.is_grad_enabled() or mapped(arriving) or elsewhere:
                 return None, *differentiable_gradients(needed, projection, inputs, arriving)
-            call = projection, inputs, (output, cells), saved[count:], arriving
-            found = ctx.whole.backward(*call, needed)
+            states = output.view(cells.shape[1:]), cells
+            grouped = arriving_by_group(inputs, arriving)
+            found = ctx.whole.backward(projection, inputs, states, saved[count:], grouped, needed)
         of_scan = (None, *found[COUNT:])  # nobody wants dx
         none = (None,) * (len(needed) - COUNT - len(of_scan))
         every = (*found[:COUNT], *of_scan, *none)
@@ -134,7 +165,7 @@ def differentiable_gradients(
     needed: tuple[bool, ...],
     projection: Projection,
     inputs: Inputs,
-    arriving: tuple[Tensor | None, ...],
+    arriving: Sequence[Tensor | None],
 ) -> tuple[Tensor | None, ...]:
     """The gradients where they will be differentiated again: by torch's operations and the scan."""
     # Views, so that what reaches one argument through another's own history does not count twice.
@@ -144,7 +175,7 @@ def differentiable_gradients(
     again = torch.is_grad_enabled()
     with torch.enable_grad():
         x = projection.x(inputs.equations, inputs.x.shape)
-        found = scan(*with_groups(inputs._replace(x=x)))
+        found = by_direction(*scan(*with_groups(inputs, x)), len(inputs.reverse))
     pairs = [(v, d) for v, d in zip(found, arriving, strict=True) if d is not None]
     outputs, cotangents = zip(*pairs, strict=True)
     wanted = [k for k, want in enumerate(needed) if want]
@@ -166,12 +197,13 @@ def forward_by_torch(
 
 def nothing(shape: tuple[int, ...], like: Tensor) -> Tensor:
     """A tensor of such a shape that takes no memory, for what nobody reads."""
-    return like.new_empty(()).expand(shape)
+    return like.new_empty_strided(shape, (0,) * len(shape))
 
 
 def in_full(inputs: Inputs, x: Tensor) -> Inputs:
     """The inputs as a backend's scan takes them."""
-    return with_groups(given(*inputs._replace(x=x)))
+    full = with_groups(inputs, x)
+    return full if full.d is None else given(*full)
 
 
 def backward_by_torch(
@@ -185,11 +217,17 @@ def backward_by_torch(
     full = in_full(inputs, inputs.x)
     backend = dispatch.choose(full, backward=True)
     dx, dw, db, ds0, dp = every_gradient(backend, full, states, None, arriving)
-    rows, (input, ih, b_ih, _) = dx.flatten(2).flatten(0, 1), projection
+    input, ih, b_ih, _ = projection
+    rows = dx.reshape(-1, ih.numel() // ih.shape[-1])
     dinput = (rows @ ih.flatten(0, -2)).view(input.shape) if wanted[0] else None
     dih = (rows.mT @ input.flatten(0, 1)).view(ih.shape) if wanted[1] else None
-    db_ih = rows.sum(0).view(b_ih.shape) if wanted[2] and b_ih is not None else None
-    of_b = None if inputs.b is None else db.view(inputs.b.shape)
+    cell, db_ih = inputs.equations, None
+    if wanted[2] and b_ih is not None:
+        # Where both biases enter a sum, their gradients are equal; two, since autograd may add to
+        # each in place.
+        equal = cell.additive and cell.norm is None
+        db_ih = (rows.sum(0) if db is None or not equal else db.clone()).view(b_ih.shape)
+    of_b = None if inputs.b is None or db is None else db.view(inputs.b.shape)
     return dinput, dih, db_ih, None, dw.view(inputs.w.shape), of_b, ds0, dp
 
 

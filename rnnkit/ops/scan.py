@@ -16,7 +16,7 @@ from .. import dispatch
 from ..reference import scan as reference
 from .allocate import allocate, allocate_gradients, allocate_products, empty_gradients
 from .check import check
-from .gradients import every_gradient, gradients, products_again
+from .gradients import Gradients, every_gradient, gradients, products_again
 from .sequence import Inputs, valid
 from .transforms import differentiable, fold, pull_back, unfold
 
@@ -144,7 +144,7 @@ def _scan_backward_op(
         backend = dispatch.choose(inputs, backward=True)
         kept = None if products is None or scales is None else (products, scales)
         arriving = doutput, dcells, dlast
-        return every_gradient(backend, inputs, (output, cells), kept, arriving)
+        return filled(inputs, every_gradient(backend, inputs, (output, cells), kept, arriving))
 
 
 @_scan_backward_op.register_fake
@@ -159,6 +159,15 @@ def _(
     *args: Any,
 ) -> tuple[Tensor, ...]:
     return allocate_gradients(x, w, args[-2])
+
+
+def filled(inputs: Inputs, found: Gradients) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The gradients as an operator returns them, with zeros in the place of a db that is not there.
+
+    Autograd reads none of these, so who calls no operator does not make them.
+    """
+    dx, dw, db, ds0, dp = found
+    return dx, dw, dw.new_zeros(dw.shape[:2]) if db is None else db, ds0, dp
 
 
 def given(*values: Any) -> Inputs:
@@ -217,7 +226,7 @@ def double_backward(ctx: Any, *arriving: Tensor | None) -> tuple[Tensor | None, 
         if inputs.x.numel() == 0:
             return empty_gradients(inputs, saved[2])
         states, cotangents = (saved[3], *saved[4]), (saved[0], saved[1], saved[2])
-        return gradients(reference, inputs, states, cotangents)
+        return filled(inputs, gradients(reference, inputs, states, cotangents))
 
     # The first ten may have a gradient: three cotangents, two states, and x w b s0 p.
     return (*pull_back(formula, ctx.saved_tensors, arriving, 10), None, None)

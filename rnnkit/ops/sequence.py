@@ -110,19 +110,21 @@ def flags(inputs: Inputs) -> Tensor | None:
 
 def previous(inputs: Inputs, states: Sequence[Tensor]) -> Tensor:
     """The states (S, T, B, N, H) with which each step was entered; each of `states` is (T, ...)."""
-    x, S = inputs.x, len(states)
-    s0 = x.new_zeros(S, *x.shape[1:3], x.shape[-1]) if inputs.s0 is None else inputs.s0
-    by_run = zip(*(runs(v, inputs.reverse, 2) for v in (*states, *s0.unsqueeze(1))), strict=True)
+    S, (T, B, N, H) = len(states), states[0].shape
+    if inputs.s0 is None:
+        first: Sequence[Tensor] = [inputs.x.new_zeros(1, B, N, H)] * S
+    else:
+        first = inputs.s0.split(1)
     parts = []
-    for run in by_run:
+    for run in zip(*(runs(v, inputs.reverse, 2) for v in (*states, *first)), strict=True):
         values, back = [v for v, _ in run], run[0][1]
         pieces: list[Tensor] = []
         for v, start in zip(values[:S], values[S:], strict=True):
             pieces += [v[1:], start] if back else [start, v[:-1]]
-        parts.append(torch.cat(pieces).unflatten(0, (S, -1)))
+        parts.append(torch.cat(pieces).view(S, T, *pieces[0].shape[1:]))
     entered = parts[0] if len(parts) == 1 else torch.cat(parts, 3)
     if inputs.lengths is not None and any(inputs.reverse):
-        entered = torch.where(starts(inputs)[..., None], s0[:, None], entered)
+        entered = torch.where(starts(inputs)[..., None], torch.stack(tuple(first)), entered)
     afresh = fresh(inputs)
     return entered if afresh is None else entered.masked_fill(afresh[..., None], 0)
 

@@ -17,8 +17,7 @@ Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 def product(h: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
     """h @ w.T + b in each group: (..., N, H), (N, R, H) and (N, R) to (..., N, R)."""
     if w.shape[0] == 1:
-        out = torch.nn.functional.linear(h[..., 0, :], w[0], None if b is None else b[0])
-        return out.unsqueeze(-2)
+        return torch.nn.functional.linear(h, w[0], None if b is None else b[0])
     rows = h.flatten(0, -3).transpose(0, 1)
     out = rows @ w.mT if b is None else torch.baddbmm(b[:, None], rows, w.mT)
     return out.transpose(0, 1).unflatten(0, h.shape[:-2])
@@ -29,10 +28,12 @@ def part(v: Tensor, gates: slice) -> Tensor:
     return v[..., gates, :]
 
 
-def rows(inputs: Inputs, gates: slice) -> slice:
-    """The rows of w and b that serve some gates."""
-    H = inputs.w.shape[-1]
-    return slice(gates.start * H, gates.stop * H)
+def rows(v: Tensor, gates: slice, G: int) -> Tensor:
+    """The rows of w or b (N, G * H, ...) that serve some of G gates."""
+    if gates == slice(0, G):
+        return v
+    H = v.shape[1] // G
+    return v[:, gates.start * H : gates.stop * H]
 
 
 def recurrent_gates(
@@ -57,10 +58,11 @@ def of_product(
     inputs: Inputs, q: Tensor, x: Tensors, gates: slice, product: Product
 ) -> tuple[Tensor, Tensor | None]:
     """`recurrent_gates` of the gates that one product with q serves."""
-    cell, b, here = inputs.equations, inputs.b, rows(inputs, gates)
+    cell, b, G = inputs.equations, inputs.b, inputs.x.shape[3]
     q = q if inputs.d is None else q * inputs.d
-    bias = None if b is None or cell.norm else b[:, here]
-    v = product(q, inputs.w[:, here], bias).unflatten(-1, (-1, inputs.w.shape[-1]))
+    bias = None if b is None or cell.norm else rows(b, gates, G)
+    v = product(q, rows(inputs.w, gates, G), bias)
+    v = v.view(*v.shape[:-1], gates.stop - gates.start, inputs.x.shape[4])
     if cell.norm is None:
         return v, None
     if cell.norm.of_sum:
@@ -118,7 +120,7 @@ def through_products(
 
     def through(dr: Tensors, gates: slice) -> Tensor:
         dv = before_norm(inputs, torch.stack(dr, -2), n, scale, gates).flatten(-2)
-        dq = product(dv, inputs.w[:, rows(inputs, gates)].mT, None)
+        dq = product(dv, rows(inputs.w, gates, inputs.equations.gates).mT, None)
         return dq if inputs.d is None else dq * inputs.d
 
     early = products(inputs)[0]
