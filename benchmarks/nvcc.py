@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -58,11 +58,26 @@ def targets() -> list[str]:
     return [f"sm_{major}{minor}" for major, minor in RECIPE.known()]
 
 
-def compile_kernels(target: str, kind: str) -> list[Kernel]:
-    """All kernels of one kind of product."""
+def listed() -> dict[str, str]:
+    """What csrc/cells/cells.h lists, by name."""
+    found = re.findall(r'(CELL\("(\w+)".+\))', CELLS.read_text())
+    return {name: line for line, name in found}
+
+
+def only(cells: Collection[str], folder: str | Path) -> list[str]:
+    """The options that have it list these only, by a file in a folder."""
+    path = Path(folder, "only.h")
+    lines = " ".join(listed()[name] for name in cells)
+    path.write_text(f"#define RNNKIT_CELLS(CELL) {lines}\n")
+    return ["-include", str(path)]
+
+
+def compile_kernels(target: str, kind: str, cells: Collection[str]) -> list[Kernel]:
+    """The kernels of some cells for one kind of product."""
     with tempfile.TemporaryDirectory() as folder:
         cubin = str(Path(folder, "kernels.cubin"))
         options = ["-cubin", f"-arch={target}", f"-DRNNKIT_KIND={kind}", "-Xptxas=-v"]
+        options += only(cells, folder)
         command = [*RECIPE.compiler.command, *RECIPE.flags, *options, str(SOURCE), "-o", cubin]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode != 0:

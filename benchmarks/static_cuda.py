@@ -47,15 +47,18 @@ def rows(args: argparse.Namespace) -> Iterator[Row]:
     if unknown := [name for name in targets if name not in known]:
         print(f"cuda: skipped {', '.join(unknown)}, which nvcc does not know", file=sys.stderr)
     cases = [case for case in product(targets, kinds_of(args.dtypes)) if case[0] in known]
-    cells = {find(name).kernel or name for name in args.cells}
+    cells = sorted({find(name).kernel or name for name in args.cells} & set(nvcc.listed()))
+    if not cells:
+        print(f"cuda: skipped, it has none of {' '.join(args.cells)}", file=sys.stderr)
+        return
     shapes = [(64, H) for H in args.sizes] if args.sizes else SHAPES
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        compiled = pool.map(lambda case: nvcc.compile_kernels(*case), cases)
+        compiled = pool.map(lambda case: nvcc.compile_kernels(case[0], case[1], cells), cases)
         for (target, kind), kernels in zip(cases, compiled, strict=True):
             clusters = bool(MODELS[GPUS[target]].gpu.clusters)
             for kernel in kernels:
                 # Compiled for GPUs without clusters, their kernels are empty.
-                if kernel.cell in cells and (clusters or kernel.via != "cluster"):
+                if clusters or kernel.via != "cluster":
                     yield from rows_of(kernel, target, kind, shapes)
 
 

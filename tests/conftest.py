@@ -50,7 +50,7 @@ FORMS = ("lstm", "gru_before", "lstm_norm", "mgu")
 HEAVY_FORMS = FORMS[:3]
 
 
-def repeats(cell, on, heavy):
+def repeats(cell, on, heavy, forms):
     """Whether most of what a test shows is shown by another cell, or another form of the scan: step
     by step Triton's kernels compute what they do in one launch.
     """
@@ -58,19 +58,21 @@ def repeats(cell, on, heavy):
         return heavy and cell not in FORMS
     if on == "stepwise":
         return heavy or cell not in FORMS or minor(cell)
-    return minor(cell) or (heavy and cell not in HEAVY_FORMS)
+    return minor(cell) or (heavy and cell not in HEAVY_FORMS[:forms])
 
 
 def pytest_generate_tests(metafunc):
     """`cell` alone: every cell; `cell` with `on`: every cell on every backend that has it.
 
-    Pairs that repeat others are left to `make test-all`; of a test marked `heavy`, more of them.
+    Pairs that repeat others are left to `make test-all`; of a test marked `heavy`, more of them: on
+    kernels all but its first `forms` of HEAVY_FORMS.
     """
     names = metafunc.fixturenames
     if "cell" in names and "on" in names:
-        heavy = metafunc.definition.get_closest_marker("heavy") is not None
+        mark = metafunc.definition.get_closest_marker("heavy")
+        how = mark is not None, mark and mark.kwargs.get("forms")
         pairs = [
-            pytest.param(cell, on, marks=[pytest.mark.slow] if repeats(cell, on, heavy) else [])
+            pytest.param(cell, on, marks=[pytest.mark.slow] if repeats(cell, on, *how) else [])
             for on, cells in BACKENDS.items()
             for cell in cells
         ]

@@ -114,15 +114,22 @@ def same(found, expected):
     return all(torch.equal(found[name], v) for name, v in expected.items())
 
 
-# One architecture takes as long as many tests.
-TARGETS = [pytest.param(v, marks=[pytest.mark.slow] * (v != "sm_90")) for v in ARCHITECTURES]
+STRICT = "-Xptxas=-warn-spills,-warn-lmem-usage,-Werror"
 
 
 @compiles_for_gpus
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ARCHITECTURES)
 def test_it_compiles_for_gpus_and_stays_in_registers(tmp_path, target):
-    strict = "-Xptxas=-warn-spills,-warn-lmem-usage,-Werror"
-    compile_for_gpus(tmp_path, [(CSRC / "cuda" / "stepwise.cu", strict)], [target])
+    compile_for_gpus(tmp_path, [(CSRC / "cuda" / "stepwise.cu", STRICT)], [target])
+
+
+@compiles_for_gpus
+def test_some_cells_compile_for_a_gpu(tmp_path):
+    """Of each form one: all of them take as long as many tests."""
+    nvcc = pytest.importorskip("benchmarks.nvcc")
+    some = nvcc.only(["gru_before_norm", "lstm", "lstm_norm"], tmp_path)
+    compile_for_gpus(tmp_path, [(CSRC / "cuda" / "stepwise.cu", STRICT, *some)], ["sm_90"])
 
 
 @pytest.mark.parametrize("kind", EVERY)

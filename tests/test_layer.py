@@ -111,10 +111,13 @@ def as_tuple(v):
     return v if isinstance(v, tuple) else (v,)
 
 
+SLOW = pytest.param("triton", "gru", marks=pytest.mark.slow)
 GRADGRAD = [("cpu", v) for v in ("rnn", "lstm", "lstm-norm", "gru", "gru-before-norm")]
 
 
-@pytest.mark.parametrize("backend, name", [*GRADGRAD, ("triton", "gru")], indirect=["backend"])
+@pytest.mark.parametrize(
+    "backend, name", [*GRADGRAD, ("triton", "rnn"), SLOW], indirect=["backend"]
+)
 def test_gradgradcheck(backend, name, device):
     kind, options = LAYERS[name]
     more = {"dtype": torch.float64, "device": place(backend, device)}

@@ -88,7 +88,7 @@ def test_gradcheck(cell, on, kind, device):
     assert torch.autograd.gradcheck(call, differentiable(inputs), nondet_tol=0.0, **effort(on))
 
 
-@pytest.mark.heavy
+@pytest.mark.heavy(forms=2)  # backward of backward is the reference's on every backend
 @pytest.mark.parametrize("kind", ["tiny", slow("bidirectional_heads"), slow("all")])
 def test_gradgradcheck(cell, on, kind, device):
     inputs = sample(cell, ALL_KINDS[kind], device=device)
@@ -106,7 +106,7 @@ def permuted(value):
     return value.detach().mT.contiguous().mT.requires_grad_(value.requires_grad)
 
 
-@pytest.mark.heavy
+@pytest.mark.heavy(forms=2)
 @pytest.mark.parametrize("kind", ["tiny", slow("plain"), slow("all")])
 @pytest.mark.parametrize("layout", [slow("dense"), "permuted"])
 def test_opcheck(cell, on, kind, layout, device):

@@ -7,6 +7,8 @@
 #include "lstm.h"
 #include "rnn.h"
 
+// Who wants to compile some of them only gives those.
+#ifndef RNNKIT_CELLS
 #define RNNKIT_CELLS(CELL)                                                  \
     CELL("rnn_tanh", NOTHING, Rnn<M, false>)                                \
     CELL("rnn_relu", NOTHING, Rnn<M, true>)                                 \
@@ -22,3 +24,4 @@
     CELL("lstm_peephole", NOTHING, Lstm<M, true, false, false>)             \
     CELL("lstm_peephole_norm", PRODUCTS, Lstm<M, true, true, false>)        \
     CELL("lstm_peephole_norm_carry", PRODUCTS, Lstm<M, true, true, true>)
+#endif

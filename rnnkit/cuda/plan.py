@@ -53,6 +53,7 @@ A100 = Gpu(108, 163 * 1024)
 # Its clusters as CUDA says it of an H100 SXM, whose multiprocessors do not all have 15 neighbours.
 H100 = Gpu(132, 227 * 1024, (132, 66, 39, 30, 22, 17, 15, 15, 9, *(7,) * 7))
 
+NAMES = {torch.float16: "half", torch.bfloat16: "bfloat16", torch.float64: "double"}
 # Of a chunk in a cluster, and the bytes of one: csrc/cuda/exchange.h.
 BARRIERS, BARRIER_BYTES = 4, 8
 # What the second dimension of a grid takes.
@@ -239,6 +240,7 @@ def plan(cell: str, kind: str, backward: bool, H: int, B: int, N: int, gpu: Gpu)
     return min(plans, key=lambda v: (v.cycles, v.blocks)) if plans else str(reasons[-1])
 
 
+@lru_cache(4096)
 def stepwise_cycles(cell: str, kind: str, H: int, B: int, N: int, gpu: Gpu) -> float:
     """Of a step by cuBLAS and a kernel for the rest, by the model above."""
     found = find(cell)
@@ -251,5 +253,4 @@ def stepwise_cycles(cell: str, kind: str, H: int, B: int, N: int, gpu: Gpu) -> f
 
 def kind_of(dtype: torch.dtype, precision: str) -> str | None:
     """The kind of product for a dtype; precision: "tf32" or "ieee", of float32."""
-    names = {torch.float16: "half", torch.bfloat16: "bfloat16", torch.float64: "double"}
-    return names.get(dtype, precision if dtype == torch.float32 else None)
+    return NAMES.get(dtype, precision if dtype == torch.float32 else None)

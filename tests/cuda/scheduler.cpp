@@ -1,5 +1,6 @@
 // Who goes on, and what is said if nobody can.
 #include "scheduler.h"
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <map>
@@ -14,7 +15,7 @@ Thread* self;
 namespace {
 
 // Without progress.
-constexpr uint64_t MOST_SWITCHES = 1 << 22;
+constexpr uint64_t MOST_SWITCHES = 1 << 22, MOST_OF_A_THREAD = 1 << 12;
 
 struct Run {
     const std::function<void()>* function;
@@ -91,7 +92,9 @@ std::string situation() {
 }
 
 void switch_to(Thread* next) {
-    if (++run->switches > run->last_progress + MOST_SWITCHES)
+    // The more threads there are, the longer one that is slow may wait for its turn.
+    const uint64_t most = std::max(MOST_SWITCHES, MOST_OF_A_THREAD * run->count);
+    if (++run->switches > run->last_progress + most)
         fail("deadlock: the threads that go on wait for what nobody does: " + situation());
     if (!run->events.empty() && source.below(4) == 0) happen();
     if (next != self) switch_fiber(std::exchange(self, next)->fiber, next->fiber);
