@@ -75,7 +75,7 @@ def test_clusters_of_any_size(blocks, monkeypatch):
 
 
 @pytest.mark.parametrize("H", [20, 64, 70, 128])
-@pytest.mark.parametrize("plain", [*CELLS, "gru_before", "lstm_norm"])
+@pytest.mark.parametrize("plain", [*CELLS, "gru_before", "lstm_peephole"])
 def test_a_block_by_itself(plain, H, monkeypatch):
     """More rows than run at once."""
     pin(monkeypatch, cuda_scan.gpu_of(torch.device("cuda", 0)), *ALONE)

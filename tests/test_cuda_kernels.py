@@ -92,18 +92,15 @@ def pin(monkeypatch, gpu, *forms):
 
 
 @pytest.fixture(params=SHARED)
-def shared(request, monkeypatch):
+def form(request, monkeypatch):
     """How little of a GPU there is, and what the blocks are that share its units."""
     name, *forms = request.param
     pin(monkeypatch, GPUS[name], *forms)
 
 
-@pytest.fixture(params=[*SHARED, pytest.param(("slices", *ALONE, (1, "L2")), id="alone")])
-def form(request, monkeypatch):
-    """The same, and where a block has all units, unless there are too many."""
-    name, *forms = request.param
-    pin(monkeypatch, GPUS[name], *forms)
-    return tuple(forms)
+@pytest.fixture
+def alone(monkeypatch):
+    pin(monkeypatch, GPUS["slices"], *ALONE)
 
 
 @pytest.fixture
@@ -149,7 +146,19 @@ def on(name, inputs):
 @pytest.mark.parametrize("kind", EVERY)
 @pytest.mark.parametrize("plain", cells())
 def test_equals_the_reference(cuda, form, plain, kind):
-    inputs = sample(plain, EVERY[kind], torch.float32)
+    check_equality(sample(plain, EVERY[kind], torch.float32))
+
+
+UNNORMED = [v for v in cells() if CELLS[v.values[0]].norm is None]
+
+
+@pytest.mark.parametrize("kind", [name for name, kind in EVERY.items() if kind.sizes["H"] <= 128])
+@pytest.mark.parametrize("plain", UNNORMED)
+def test_a_block_by_itself_equals_the_reference(cuda, alone, plain, kind):
+    check_equality(sample(plain, EVERY[kind], torch.float32))
+
+
+def check_equality(inputs):
     found, expected, exact = on("cuda", inputs), on("reference", inputs), in_double(inputs)
     for name, v in exact.items():
         # A norm over few units may enlarge every rounding, the reference's as well.
@@ -170,8 +179,15 @@ SCHEDULED = ("lstm", "gru", "gru_before", "lstm_norm")
 )
 def test_under_every_schedule(cuda, form, plain):
     """The same, bit for bit, in whatever order threads and blocks run."""
-    few = ALONE[0] in form  # a block for each row
-    inputs = sample(plain, SIZES["few" if few else "rows"], torch.float32)
+    check_schedules(cuda, sample(plain, SIZES["rows"], torch.float32))
+
+
+@pytest.mark.parametrize("plain", UNNORMED)
+def test_a_block_by_itself_under_every_schedule(cuda, alone, plain):
+    check_schedules(cuda, sample(plain, SIZES["few"], torch.float32))
+
+
+def check_schedules(cuda, inputs):
     expected, first = on("reference", inputs), None
     for k in SEEDS:
         seed(cuda, k)
@@ -192,7 +208,7 @@ DTYPES = {"half": torch.half, "bfloat16": torch.bfloat16, "tf32": torch.float}
 @pytest.mark.parametrize("size", ["rows", "blocks"])
 @pytest.mark.parametrize("kind", DTYPES)
 @pytest.mark.parametrize("plain", cells(exclude=RELUS))
-def test_rounded_products(cuda, shared, precision, plain, kind, size):
+def test_rounded_products(cuda, form, precision, plain, kind, size):
     """As far from the same problem in float64 as roundings explain."""
     precision(kind)
     inputs = sample(plain, SIZES[size], DTYPES[kind])
@@ -292,7 +308,7 @@ def tiles():
             for count, via in plan.FORMS:
                 for backward in (False, True):
                     tile = Tile(cell, kind, count, backward, via)
-                    if not isinstance(tile.room(16, 1, 1, plan.H100), str):
+                    if via != "block" or not isinstance(tile.room(16, 1, 1, plan.H100), str):
                         yield tile
 
 

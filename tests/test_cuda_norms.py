@@ -6,7 +6,6 @@ import torch
 from cuda_harness import Fault, emulates, emulator
 from problems import Kind, sample
 from test_cuda_kernels import (
-    ALONE,
     DEVICE_NAME,
     SEEDS,
     chosen,
@@ -33,21 +32,12 @@ FORMS = ("rnn_tanh_norm", "gru_norm", "gru_before_norm_gates", "lstm_norm_gates_
 EPS = torch.finfo(torch.float).eps
 
 
-SHARED = [(v,) for v in plan.FORMS if v not in ALONE]
+SHARED = [form for form in plan.FORMS if form[1] != "block"]
 
 
-def named(forms):
-    return " or ".join(f"{count} tiles {via}" for count, via in forms)
-
-
-@pytest.fixture(params=SHARED, ids=named)
-def shared(request, monkeypatch):
-    pin(monkeypatch, plan.H100, *request.param)
-
-
-@pytest.fixture(params=[*SHARED, ALONE], ids=named)
+@pytest.fixture(params=SHARED, ids=lambda form: f"{form[0]} tiles {form[1]}")
 def form(request, monkeypatch):
-    pin(monkeypatch, plan.H100, *request.param)
+    pin(monkeypatch, plan.H100, request.param)
 
 
 def drawn(cell, dtype=torch.float, **kind):
@@ -95,7 +85,7 @@ def test_padding_may_hold_anything(cuda, form, normed):
 
 
 @pytest.mark.parametrize("normed", FORMS)
-def test_a_zero_state_in_half_precision(cuda, shared, normed):
+def test_a_zero_state_in_half_precision(cuda, form, normed):
     check_zero_state(drawn(normed, torch.half, resets=True, sizes={"T": 5, "B": 4, "H": 40}))
 
 

@@ -97,9 +97,11 @@ template <class Kind, class C, int UNIT_TILES, Via VIA> struct Backward {
         const Element at = block.element(c);
         const Unit u = block.unit(at);
         float value = 0;
-        if (C::normalises && !at.idle()) {
-            value = block.kept(at, C::gates);
-            normalise(k + 1, at, u);
+        if constexpr (C::normalises) {
+            if (!at.idle()) {
+                value = block.kept(at, C::gates);
+                normalise(k + 1, at, u);
+            }
         }
         typename Unit::template BehindOf<typename Block::S> loaded = {};
         if (k < a.T) loaded = read(k, u, -block.clock.onward(k));

@@ -20,7 +20,8 @@ template <class Kind, class C, int UNIT_TILES, bool BACKWARD, Via VIA> struct Bl
     using S = typename Kind::S;
     static constexpr bool INNER = C::late < C::gates;
     template <int FIRST, int COUNT>
-    using Of = std::conditional_t<VIA == Via::BLOCK, RowWeights<Kind, C, UNIT_TILES, BACKWARD, FIRST, COUNT>,
+    using Of = std::conditional_t<VIA == Via::BLOCK,
+                                  RowWeights<Kind, C, UNIT_TILES, BACKWARD, FIRST, COUNT>,
                                   TileWeights<Kind, C, UNIT_TILES, BACKWARD, FIRST, COUNT>>;
     using Early = Of<0, C::late>;
     using Late = std::conditional_t<INNER, Of<C::late, C::gates - C::late>, NoWeights>;
@@ -29,8 +30,8 @@ template <class Kind, class C, int UNIT_TILES, bool BACKWARD, Via VIA> struct Bl
     static constexpr int UNITS = UNIT_TILES * TILE_ROWS;
     static constexpr int COLUMNS = Early::COLUMNS;  // rows of the batch in a chunk
     static_assert(UNITS * COLUMNS <= THREADS, "a thread has one unit of one row");
-    // Where one row leaves most threads without a unit, they take turns: who has a step's units later
-    // loads what that needs while others compute.
+    // Where one row leaves most threads without a unit, they take turns: who has units in the next
+    // step loads what that needs while others compute.
     static constexpr int TURNS = VIA == Via::BLOCK ? THREADS / UNITS : 1;
     using Unit = rnnkit::Unit<S, C>;
     using Exchange = rnnkit::Exchange<VIA, COLUMNS>;
@@ -60,8 +61,7 @@ template <class Kind, class C, int UNIT_TILES, bool BACKWARD, Via VIA> struct Bl
     static constexpr int ROUNDS = (1 + NORM<C>) * (1 + INNER) + C::normalises;
     // Of a row: of what is normalised of each gate, and by the step, which takes two backward.
     static constexpr int NORM_SUMS = NORM<C> * C::gates + C::normalises * (1 + BACKWARD);
-    static constexpr int LANES = UNITS < 32 ? UNITS : 32;
-    using Partials = rnnkit::Partials<Exchange, LANES, NORM_SUMS>;
+    using Partials = rnnkit::Partials<Exchange, UNITS, NORM_SUMS>;
 
     // A row of the exchange: what the products are fed, and sums of what is normalised.
     HOST_DEVICE static int64_t fed_bytes(int64_t H) { return Early::bytes(H) + Late::bytes(H); }
@@ -70,8 +70,8 @@ template <class Kind, class C, int UNIT_TILES, bool BACKWARD, Via VIA> struct Bl
     }
 
     static Layout layout_of(const Arguments& a) {
-        const int full = int(a.H / LANES), pairs = int(Partials::pairs(a.H));
-        const Rows rows = {full, pairs, float(a.H % LANES), 1.f / a.H, float(a.eps)};
+        const int full = int(a.H / UNITS), pairs = int(Partials::pairs(a.H));
+        const Rows rows = {full, pairs, float(a.H % UNITS), 1.f / a.H, float(a.eps)};
         return {Early::bytes(a.H), fed_bytes(a.H), rows};
     }
 
@@ -157,7 +157,7 @@ template <class Kind, class C, int UNIT_TILES, bool BACKWARD, Via VIA> struct Bl
     }
     DEVICE float& kept(const Element& at, int k) const { return summed(at, SUMMED + k); }
 
-    // Counted anew, so that it takes no register from step to step.
+    // Counted anew, so that they take no register from step to step.
     DEVICE void begin_step(int k) {
         exchange.rounds = 1 + k * ROUNDS;
         turn = k % TURNS;
@@ -212,11 +212,10 @@ template <class Kind, class C, int UNIT_TILES, bool BACKWARD, Via VIA> struct Bl
     DEVICE void with_norm(int step, const Element& at, const F& f) {
         char* const sums = exchange.row(step, at.chunk, at.column) + layout.sums;
         const Partials partials
-            = {exchange, layout.rows, reinterpret_cast<uint4*>(sums), at.chunk,
-               first_unit / LANES + at.unit / LANES, at.unit % LANES};
+            = {exchange, layout.rows, reinterpret_cast<uint4*>(sums), at.chunk, at.unit};
         constexpr int per_gate = 1;
-        if (COUNT == 1 || a.norm != per_gate) f(Norm<Partials, LANES, 1, COUNT>{partials, FIRST});
-        else f(Norm<Partials, LANES, COUNT, 1>{partials, FIRST});
+        if (COUNT == 1 || a.norm != per_gate) f(Norm<Partials, UNITS, 1, COUNT>{partials, FIRST});
+        else f(Norm<Partials, UNITS, COUNT, 1>{partials, FIRST});
     }
     template <class W, class F>
     DEVICE void with_norm(int step, const Element& at, const F& f) {

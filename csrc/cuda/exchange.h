@@ -1,5 +1,5 @@
-// How the blocks that share a slice hand each other what they found, in rounds; and how the warps of
-// a block do that has a slice to itself.
+// How the blocks that share a slice hand each other what they found, in rounds; and how the warps
+// of a block do that has a slice to itself.
 //
 // In a round every block hands over its part of a chunk and arrives; who wants to read the others'
 // waits until all of it is there. Nobody arrives for a round before it has seen the end of the one
@@ -193,9 +193,6 @@ template <int COLUMNS> struct BlockExchange : SharedBuffers<COLUMNS> {
 
     template <int LANES, int PARTS, int BYTES>
     DEVICE void share(int, const char*, int, int, int, int) const {}
-    template <int LANES> DEVICE void share(int, float2* place, float2 value, int lane) const {
-        if (lane == 0) *place = value;
-    }
 
     DEVICE void arrive(int) const { synchronise(); }
     DEVICE void wait(int) const {}

@@ -75,8 +75,9 @@ template <class Kind, class C, int UNIT_TILES, Via VIA> struct Forward {
         if (Block::TURNS > 1 && at.next()) prepare(k + 1, block.unit({at.unit, 0, at.chunk}));
     }
 
-    // What a step reads. In a later round it is loaded once more: it would take registers from round
-    // to round. Norms of products leave x to that; the first of them has the next one brought.
+    // What a step reads. In a later round it is loaded once more: it would take registers from
+    // round to round. Norms of products leave x to that; the first of them has the next one
+    // brought.
     DEVICE auto read(int k, const Unit& u, bool wanted, int onward) const {
         if constexpr (Block::TURNS > 1) {
             auto found = coming;

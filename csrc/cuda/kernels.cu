@@ -20,9 +20,13 @@ using ieee = FullPrecision;
 using Kind = kinds::RNNKIT_KIND;
 using M = GpuMath<Kind::S>;
 
+// With a norm, a block by itself would need sums of several warps.
+template <class C>
+constexpr bool ALONE = std::is_same_v<Kind, FullPrecision> && !NORM<C> && !C::normalises;
+
 template <class C, int SHAPE, bool BACKWARD> constexpr Kernel kernel() {
     constexpr Shape shape = SHAPES[SHAPE];
-    if constexpr (shape.via == Via::BLOCK && !std::is_same_v<Kind, FullPrecision>) return {};
+    if constexpr (shape.via == Via::BLOCK && !ALONE<C>) return {};
     else {
         using P = Block<Kind, C, shape.unit_tiles, BACKWARD, shape.via>;
         return {P::COLUMNS, P::pitch, P::shared_bytes,

@@ -22,7 +22,7 @@ constexpr Shape SHAPES[] = {{1, Via::L2},      {2, Via::L2},    {1, Via::CLUSTER
 constexpr int SHAPE_COUNT = sizeof SHAPES / sizeof *SHAPES;
 
 // Those of one cell for one kind of product, forward and backward. Of the last two only full
-// precision's exist.
+// precision's exist, of cells without a norm.
 struct Entry {
     const char* cell;
     Kernel kernels[SHAPE_COUNT][2];

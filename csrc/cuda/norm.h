@@ -5,8 +5,7 @@
 // nothing else. Of what is normalised these are the mean and the squared distances from it, which
 // are put together by the formula of Chan et al. (1983), and no large mean hides a small spread.
 //
-// A row's units in a block are LANES neighbouring lanes of a warp, or of several: what is said of a
-// block is true of each of these.
+// A row's units in a block are UNITS neighbouring lanes of a warp.
 #pragma once
 #include <cstring>
 #include "math.h"
@@ -22,20 +21,19 @@ struct Rows {
 
 // What blocks hand over of one row: of SUMS sums, two numbers each. They lie in words of 16 bytes,
 // each of two blocks, by pairs of blocks, so that the compiler knows how far apart sums are.
-template <class Exchange, int LANES, int SUMS> struct Partials {
+template <class Exchange, int UNITS, int SUMS> struct Partials {
     Exchange& exchange;
     const Rows& rows;
     uint4* words;
-    int chunk, block, lane;  // of a row's
+    int chunk, unit;  // unit: of the lane, in the block
 
-    HOST_DEVICE static int64_t pairs(int64_t H) { return (H - 1) / (2 * LANES) + 1; }
+    HOST_DEVICE static int64_t pairs(int64_t H) { return (H - 1) / (2 * UNITS) + 1; }
     HOST_DEVICE static int64_t bytes(int64_t H) { return pairs(H) * SUMS * sizeof(uint4); }
 
     DEVICE void put(int sum, float first, float second) const {
-        if (block >= 2 * rows.pairs) return;  // past the last unit, of a block with several
-        uint4* const word = words + block / 2 * SUMS + sum;
-        float2* const place = reinterpret_cast<float2*>(word) + block % 2;
-        exchange.template share<LANES>(chunk, place, float2{first, second}, lane);
+        uint4* const word = words + block_x() / 2 * SUMS + sum;
+        float2* const place = reinterpret_cast<float2*>(word) + block_x() % 2;
+        exchange.template share<UNITS>(chunk, place, float2{first, second}, unit);
     }
 
     // Of blocks 2 * pair and 2 * pair + 1; past the last one zero.
@@ -46,7 +44,7 @@ template <class Exchange, int LANES, int SUMS> struct Partials {
 
     // How many units a block has.
     DEVICE float count(int block) const {
-        return block < rows.full ? LANES : block == rows.full ? rows.last : 0;
+        return block < rows.full ? UNITS : block == rows.full ? rows.last : 0;
     }
 };
 
@@ -66,7 +64,7 @@ struct Moments {
 
 // Of GROUPS groups of values, each normalised by itself, a lane has EACH, of its unit. A round lies
 // between hand_over() and what is declared after it.
-template <class Partials, int LANES, int GROUPS, int EACH> struct Norm {
+template <class Partials, int UNITS, int GROUPS, int EACH> struct Norm {
     static constexpr int VALUES = GROUPS * EACH;
     using Values = float (&)[VALUES];
     using Given = const float (&)[VALUES];
@@ -79,7 +77,7 @@ template <class Partials, int LANES, int GROUPS, int EACH> struct Norm {
         float mean[GROUPS], squares[GROUPS], squared[VALUES];
         total(v, mean);
 #pragma unroll
-        for (int g = 0; g < GROUPS; ++g) mean[g] /= partials.count(partials.block) * EACH;
+        for (int g = 0; g < GROUPS; ++g) mean[g] /= partials.count(block_x()) * EACH;
 #pragma unroll
         for (int i = 0; i < VALUES; ++i) {
             const float apart = v[i] - mean[i / EACH];
@@ -92,7 +90,7 @@ template <class Partials, int LANES, int GROUPS, int EACH> struct Norm {
     // n and the scale with which it was multiplied, n in place of v.
     DEVICE void normalise(Values v, Values scale) const {
         Moments own[GROUPS] = {};
-        for (int k = partials.lane; k < partials.rows.pairs; k += LANES) {
+        for (int k = partials.unit; k < partials.rows.pairs; k += UNITS) {
             float word[GROUPS][4];
 #pragma unroll
             for (int g = 0; g < GROUPS; ++g) partials.get(first + g, k, word[g]);
@@ -133,7 +131,7 @@ template <class Partials, int LANES, int GROUPS, int EACH> struct Norm {
     // The gradient of v, in place of dn.
     DEVICE void gradient(Values dn, Given n, Given scale) const {
         float mean[GROUPS] = {}, along[GROUPS] = {};
-        for (int k = partials.lane; k < partials.rows.pairs; k += LANES)
+        for (int k = partials.unit; k < partials.rows.pairs; k += UNITS)
 #pragma unroll
             for (int g = 0; g < GROUPS; ++g) {
                 float word[4];
@@ -154,14 +152,14 @@ template <class Partials, int LANES, int GROUPS, int EACH> struct Norm {
     // Over the lanes of a row.
     DEVICE static void sum(Sums v) {
 #pragma unroll
-        for (int mask = LANES / 2; mask > 0; mask /= 2)
+        for (int mask = UNITS / 2; mask > 0; mask /= 2)
 #pragma unroll
             for (int g = 0; g < GROUPS; ++g) v[g] += shuffle_xor(v[g], mask);
     }
 
     // The block's sum of each group.
     DEVICE void total(Given v, Sums found) const {
-        const bool exists = partials.lane < partials.count(partials.block);
+        const bool exists = partials.unit < partials.count(block_x());
 #pragma unroll
         for (int g = 0; g < GROUPS; ++g) {
             found[g] = 0;

@@ -3,8 +3,9 @@
 // `form.blocks` blocks share the units of one group for one slice of the batch. Each holds its own
 // units' weights, in registers first; in every step it hands the others what their products need of
 // its units: h forward, the products' gradient backward. A slice is cut into chunks, and a block
-// works on one while another is on its way. No slice waits for what another does. With CLUSTER the
-// blocks of a slice are one.
+// works on one while another is on its way. No slice waits for what another does. What is handed
+// over goes through L2; or within a cluster, which the blocks of a slice are then; or stays within
+// the one block that a slice has.
 #pragma once
 #include "backward.h"
 #include "forward.h"
@@ -16,10 +17,12 @@ using Persistent = std::conditional_t<BACKWARD, Backward<Kind, C, UNIT_TILES, VI
                                       Forward<Kind, C, UNIT_TILES, VIA>>;
 
 // How many blocks a multiprocessor has at once.
-template <int UNIT_TILES, Via VIA> constexpr int RESIDENT = VIA == Via::BLOCK && UNIT_TILES == 4 ? 2 : 1;
+template <int UNIT_TILES, Via VIA>
+constexpr int RESIDENT = VIA == Via::BLOCK && UNIT_TILES == 4 ? 2 : 1;
 
 template <class Kind, class C, int UNIT_TILES, bool BACKWARD, Via VIA>
-KERNEL(THREADS, RESIDENT<UNIT_TILES, VIA>) void persistent(const Arguments a, const Form form, const Layout layout) {
+KERNEL(THREADS, RESIDENT<UNIT_TILES, VIA>)
+void persistent(const Arguments a, const Form form, const Layout layout) {
     if constexpr (VIA == Via::CLUSTER && !HAS_CLUSTERS) cluster_rank();  // stops the program
     else Persistent<Kind, C, UNIT_TILES, BACKWARD, VIA>(a, form, layout).run();
 }

@@ -55,7 +55,7 @@ template <class Kind, int ROW_TILES, int COLUMN_TILES, int HELD, int GATES> stru
     }
     static constexpr int64_t STAGE_BYTES = HELD * WARPS * ROW_TILES * 32 * sizeof(Fragment);
 
-    // weight(row, k, v) loads from the k-th on, zero where there is none. What registers hold goes through `stage`: a loop
+    // weight(row, k), zero where there is none. What registers hold goes through `stage`: a loop
     // over registers is unrolled, and all loads on their way at once would leave no registers.
     template <class Weight>
     DEVICE void hold(void* stage, int64_t depth, const Weight& weight) {
@@ -103,12 +103,10 @@ template <class Kind, int ROW_TILES, int COLUMN_TILES, int HELD, int GATES> stru
         S upper[count], lower[count];
         const int row = m * TILE_ROWS + lane() / 4;
         const int first = (k * WARPS + warp()) * DEPTH + lane() % 4 * count;
-        weight(row, first, upper);
-        weight(row + 8, first, lower);
 #pragma unroll
         for (int j = 0; j < count; ++j) {
-            upper[j] = operand<Kind>(wide(upper[j]));
-            lower[j] = operand<Kind>(wide(lower[j]));
+            upper[j] = operand<Kind>(weight(row, first + j));
+            lower[j] = operand<Kind>(weight(row + 8, first + j));
         }
         Fragment found;
         uint32_t* const words = reinterpret_cast<uint32_t*>(found.halves);

@@ -9,23 +9,23 @@
 namespace rnnkit {
 
 template <class Kind, class C, int UNIT_TILES, bool BACKWARD, int FIRST, int COUNT>
-struct RowWeights : GateWeights<float, C, BACKWARD, FIRST, COUNT> {
-    using Base = GateWeights<float, C, BACKWARD, FIRST, COUNT>;
+struct RowWeights : GateWeights<BACKWARD, FIRST, COUNT> {
+    using Base = GateWeights<BACKWARD, FIRST, COUNT>;
     static_assert(std::is_same_v<typename Kind::S, float> && !Kind::rounds, "full precision");
     static constexpr int ROW_GATES = Base::ROW_GATES, COLUMNS = 1;
     static constexpr int PARTS = 4, LANES = THREADS / PARTS, UNITS = UNIT_TILES * TILE_ROWS;
-    static constexpr int ROWS = UNITS / LANES;          // of a thread
-    static constexpr int SHARES = PARTS / ROW_GATES;    // parts of the inner dimension
+    static constexpr int ROWS = UNITS / LANES;        // of a thread
+    static constexpr int SHARES = PARTS / ROW_GATES;  // parts of the inner dimension
     static_assert(UNITS % LANES == 0 && SHARES > 0);
     static constexpr int SUMS = PARTS * UNITS;
 
-    // Of a thread's part of a row: pieces of 16 bytes, GROUP of them loaded together. The first HELD
-    // are in registers, of which a product has as large a share as of the gates; the others, for
-    // which the rest of the block's shared memory is, are apart by a piece of every thread.
+    // Of a thread's part of a row: pieces of 16 bytes, GROUP of them loaded together. The first
+    // HELD are in registers, of which a product has as large a share as of the gates, the others in
+    // shared memory. There neighbouring threads' pieces are neighbours.
     static constexpr int PIECE = 4, GROUP = 4;
     HOST_DEVICE static constexpr int64_t pieces(int64_t H) {
-        const int64_t depth = (H + 7) / 8 * 8 * (BACKWARD ? COUNT : 1);
-        return (depth + SHARES * PIECE * GROUP - 1) / (SHARES * PIECE * GROUP) * GROUP;
+        constexpr int all = SHARES * PIECE * GROUP;
+        return (Base::depth(H) + all - 1) / all * GROUP;
     }
     static constexpr int MOST = int(pieces(UNITS));
     static constexpr int REGISTERS = 160 * COUNT / C::gates / ROWS / PIECE / GROUP * GROUP;
@@ -46,8 +46,27 @@ struct RowWeights : GateWeights<float, C, BACKWARD, FIRST, COUNT> {
 
     DEVICE static int part() { return thread() / LANES; }
 
-    // Each thread loads its own weights, in the order in which it takes them; several at once, since
-    // each load waits for the memory.
+    // Of a unit of a group n, a piece from the k-th of the inner dimension on, zero where there is
+    // none; it lies in one gate.
+    DEVICE static float4 piece(const Arguments& a, int n, int g, int64_t unit, int k) {
+        const int64_t H = a.H;
+        const int gate_width = int(Base::padded(H));
+        int64_t gate = BACKWARD ? 0 : g;
+        int fed = k;
+        for (int i = 1; i < (BACKWARD ? COUNT : 1); ++i)
+            if (k >= i * gate_width) ++gate, fed -= gate_width;
+        const int exist = unit < H && fed < H ? int(H - fed) : 0;
+        const int64_t row = (n * C::gates + FIRST + gate) * H;
+        const float* const from = static_cast<const float*>(a.w)
+                                  + (BACKWARD ? (row + fed) * H + unit : (row + unit) * H + fed);
+        float v[PIECE];
+#pragma unroll
+        for (int i = 0; i < PIECE; ++i) v[i] = i < exist ? from[i * (BACKWARD ? H : 1)] : 0;
+        return {v[0], v[1], v[2], v[3]};
+    }
+
+    // Each thread loads its own weights, in the order in which it takes them; several at once,
+    // since each load waits for the memory.
     DEVICE static void load_to(void* to, int first, int last, const Arguments& a, int n) {
         float4* const own = static_cast<float4*>(to) + thread();
         const int g = part() / SHARES, from = part() % SHARES * int(pieces(a.H));
@@ -55,9 +74,7 @@ struct RowWeights : GateWeights<float, C, BACKWARD, FIRST, COUNT> {
 #pragma unroll 4
         for (int i = 0; i < (last - first) * ROWS; ++i) {
             const int k = first + i / ROWS, unit = thread() % LANES + i % ROWS * LANES;
-            float v[PIECE];
-            Base::load(a, n, g, k < exist ? unit : a.H, (from + k) * PIECE, v);
-            own[i * THREADS] = {v[0], v[1], v[2], v[3]};
+            own[i * THREADS] = piece(a, n, g, k < exist ? unit : a.H, (from + k) * PIECE);
         }
     }
 

@@ -110,11 +110,6 @@ class Tile(NamedTuple):
         """Of a block."""
         return self.unit_tiles * TILE_ROWS
 
-    @property
-    def lanes(self) -> int:
-        """Neighbouring ones with a row's units."""
-        return min(self.units, 32)
-
     def weights(self, gates: int) -> Weights:
         """Those of a product that serves so many gates."""
         of = RowWeights if self.via == "block" else TileWeights
@@ -139,7 +134,7 @@ class Tile(NamedTuple):
     def pitch(self, H: int) -> int:
         cell = self.equations
         sums = cell.gains + cell.normalises * (1 + self.backward)
-        found = sum(v.bytes(H) for v in self.products) + sums * ceil(H / self.lanes / 2) * 16
+        found = sum(v.bytes(H) for v in self.products) + sums * ceil(H / self.units / 2) * 16
         return ceil(found / 128) * 128 + 64 if self.via == "cluster" else found
 
     def shared_bytes(self, H: int, chunks: int) -> int:
@@ -202,8 +197,9 @@ class Tile(NamedTuple):
     def room(self, H: int, N: int, blocks: int, gpu: Gpu) -> int | str:
         """How many slices of groups, each with so many blocks, run at once; or why none can."""
         if self.via == "block":
-            if self.kind not in ("tf32", "ieee"):
-                return f"a block by itself has no kernels for {self.kind}"
+            cell = self.equations
+            if self.kind not in ("tf32", "ieee") or cell.norm is not None or cell.normalises:
+                return f"a block by itself has no kernels for {self.cell} and {self.kind}"
             if blocks > 1:
                 return f"H = {H}, and a block by itself may have {self.units} units"
             resident = 2 if self.unit_tiles == 4 else 1
