@@ -45,8 +45,6 @@ LENGTHS, TIMES = (64, 320), 3
 # forms with launches in every step it has not.
 HEAD_START = 10_000_000
 SHAPES = [(8, 64), (64, 64), (64, 128), (64, 256), (8, 512), (64, 512), (256, 512), (64, 1024)]
-
-
 # How units are handed over, by what the planner calls it.
 WHERE = {"L2": "by L2", "cluster": "in clusters", "block": "all of them"}
 

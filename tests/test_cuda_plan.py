@@ -52,9 +52,10 @@ def check(found, tile, H, B, N, gpu):
 
 @pytest.mark.parametrize("plain", CELLS)
 @pytest.mark.parametrize("form", FORMS)
-def test_no_form_needs_more_for_fewer_rows(plain, form):
+@pytest.mark.parametrize("kind", ["bfloat16", "ieee"])
+def test_no_form_needs_more_for_fewer_rows(plain, kind, form):
     unit_tiles, via = form
-    tile = Tile(plain, "ieee", unit_tiles, True, via)
+    tile = Tile(plain, kind, unit_tiles, True, via)
     needs = [tile.shared_bytes(256, chunks) for chunks in range(1, 5)]
     assert needs == sorted(needs)
 

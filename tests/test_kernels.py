@@ -114,7 +114,7 @@ for backward in (False, True):
 
 
 def test_convolutions_compile_without_stack():
-    options = ["--targets", *MAIN, "--dtypes", "bf16", "--sizes", "64"]
+    options = ["--targets", *MAIN, "--dtypes", "bf16", "--sizes", "32", "64"]
     rows = check("--operators", "causal_conv1d", *options)
     assert {row["target"] for row in rows} == set(MAIN)
     assert {row["form"] for row in rows} == {"y", "sums", "dx", "dw"}

@@ -80,11 +80,12 @@ def test_kernels_compile_without_stack_and_their_loops_are_found(dtype, capsys):
     for row in rows:
         assert row["local"] == row["spilled"] == 0 and row["fit"] >= 1, row
         assert row["barriers"] > 0 and row["products"] > 0, row
+        # A block by itself has no weights to multiply beyond its units.
+        assert row["issued"] > row["products"] or (row["via"] == "block" and "reason" in row), row
         tile = Tile(*(row[name] for name in ("cell", "kind", "unit_tiles", "backward", "via")))
         planned = tile.plan(row["H"], row["B"], 1, H100)
         if isinstance(planned, Plan):
             assert row["shared"] >= planned.shared_bytes and row["issue_us"] > 0, row
-            assert row["issued"] > row["products"], row
         else:
             assert row["reason"] == planned, row
 

@@ -177,15 +177,14 @@ class Tile(NamedTuple):
             return room
         # A block by itself waits for nobody while it has one row.
         chunks = 1 if self.via == "block" else ceil(every / min(max(room // N, 1), every))
-        while self.via == "cluster" and chunks > 1:
-            if self.shared_bytes(H, chunks) <= gpu.shared_bytes:
-                break
+        limit = gpu.shared_bytes
+        while self.via == "cluster" and chunks > 1 and self.shared_bytes(H, chunks) > limit:
             chunks -= 1
         need = self.shared_bytes(H, chunks)
-        if need > gpu.shared_bytes:
+        if need > limit:
             return (
                 f"H = {H} and {chunks * self.columns} rows a block need {need // 1024} KB of "
-                f"shared memory, and a block may have {gpu.shared_bytes // 1024} KB"
+                f"shared memory, and a block may have {limit // 1024} KB"
             )
         slices, pitch = ceil(every / chunks), self.pitch(H)
         if slices * N > MOST_GROUPS:

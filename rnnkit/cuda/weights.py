@@ -4,8 +4,9 @@ in weights.h and rows.h by the same names.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from math import ceil
-from typing import NamedTuple
 
 WARPS, TILE_BYTES, TILE_ROWS, TILE_COLUMNS, FRAGMENT_BYTES = 8, 64, 16, 8, 32
 THREADS = 32 * WARPS
@@ -16,16 +17,45 @@ PARTS, PIECE, GROUP, REGISTERS = 4, 4, 4, 160
 TILE_CYCLES = {"half": 40, "bfloat16": 40, "tf32": 40, "ieee": 300}
 
 
-class TileWeights(NamedTuple):
-    """Of a block that shares a group's units with others. gates: those of the product; all_gates:
-    those of the cell.
-    """
+@dataclass(frozen=True)
+class GateWeights(ABC):
+    """gates: those of the product; all_gates: those of the cell."""
 
     kind: str
     unit_tiles: int
     backward: bool
     gates: int
     all_gates: int
+
+    @property
+    @abstractmethod
+    def held(self) -> int:
+        """Tiles of the inner dimension that registers hold, at most."""
+
+    @abstractmethod
+    def tiles(self, H: int) -> int:
+        """Tiles of the inner dimension that there are."""
+
+    @property
+    @abstractmethod
+    def tile_bytes(self) -> int:
+        """Of the tiles side by side in a block."""
+
+    def depth(self, H: int) -> int:
+        """Of the inner dimension."""
+        return ceil(H / 8) * 8 * (self.gates if self.backward else 1)
+
+    def shared_bytes(self, H: int) -> int:
+        """Of the weights that registers do not hold."""
+        return max(self.tiles(H) - self.held, 0) * self.tile_bytes
+
+    @property
+    def stage_bytes(self) -> int:
+        return self.held * self.tile_bytes
+
+
+class TileWeights(GateWeights):
+    """Of a block that shares a group's units with others."""
 
     @property
     def row_tiles(self) -> int:
@@ -53,20 +83,11 @@ class TileWeights(NamedTuple):
 
     def tiles(self, H: int) -> int:
         """Tiles of the inner dimension that a warp has."""
-        depth = ceil(H / 8) * 8 * (self.gates if self.backward else 1)
-        return ceil(depth * size_of(self.kind) / (WARPS * TILE_BYTES))
+        return ceil(self.depth(H) * size_of(self.kind) / (WARPS * TILE_BYTES))
 
     def bytes(self, H: int) -> int:
         """Of a row of what is handed over for the product."""
         return ceil(self.tiles(H) / self.batch) * self.batch * WARPS * TILE_BYTES
-
-    def shared_bytes(self, H: int) -> int:
-        """Of the weights that registers do not hold."""
-        return max(self.tiles(H) - self.held, 0) * self.tile_bytes
-
-    @property
-    def stage_bytes(self) -> int:
-        return self.held * self.tile_bytes
 
     @property
     def tile_bytes(self) -> int:
@@ -82,14 +103,10 @@ class TileWeights(NamedTuple):
         return self.row_tiles * self.column_tiles * max(self.tiles(H), 1) * TILE_CYCLES[self.kind]
 
 
-class RowWeights(NamedTuple):
-    """Of a block that has all units of a group, and one row of the batch at a time."""
-
-    kind: str
-    unit_tiles: int
-    backward: bool
-    gates: int
-    all_gates: int
+class RowWeights(GateWeights):
+    """Of a block that has all units of a group, and one row of the batch at a time. A tile is a
+    piece of each row that a thread has.
+    """
 
     @property
     def columns(self) -> int:
@@ -117,21 +134,13 @@ class RowWeights(NamedTuple):
 
     def tiles(self, H: int) -> int:
         """Pieces of a row that a thread has."""
-        depth = ceil(H / 8) * 8 * (self.gates if self.backward else 1)
-        return ceil(depth / (self.shares * PIECE * GROUP)) * GROUP
+        return ceil(self.depth(H) / (self.shares * PIECE * GROUP)) * GROUP
 
     def bytes(self, H: int) -> int:
         return self.shares * self.tiles(H) * 16
 
-    def shared_bytes(self, H: int) -> int:
-        return max(self.tiles(H) - self.held, 0) * self.piece_bytes
-
     @property
-    def stage_bytes(self) -> int:
-        return self.held * self.piece_bytes
-
-    @property
-    def piece_bytes(self) -> int:
+    def tile_bytes(self) -> int:
         """Of all threads' and rows' pieces."""
         return self.rows * THREADS * 16
 
