@@ -186,7 +186,7 @@ template <class T, class C> struct Unit {
     DEVICE void reached(int t, const Behind& v, States ds, States total, States next) const {
         for (int k = 0; k < C::states; ++k) {
             total[k] = ds[k] + v.arriving[k];
-            next[k] = total[k] * (a.m && k < a.E ? 1 - share(t, k) : 1);
+            next[k] = total[k] * (at.exists && a.m && k < a.E ? 1 - share(t, k) : 1);
         }
     }
 
