@@ -119,7 +119,6 @@ template <int COLUMNS> struct ClusterExchange : SharedBuffers<COLUMNS> {
     // Before anything is handed over.
     DEVICE void begin() const {
         Buffers::clear();
-        synchronise();
         if (thread() == 0)
             for (int i = 0; i < BARRIERS * form.chunks; ++i) barrier_init(barriers + i, 1);
         cluster_synchronise();

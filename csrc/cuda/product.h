@@ -62,7 +62,6 @@ template <class Kind, int ROW_TILES, int COLUMN_TILES, int HELD, int GATES> stru
         all = int((depth + DEPTH - 1) / DEPTH);
         uint4* const own = static_cast<uint4*>(stage) + HELD * warp() * ROW_TILES * 2 * 32;
         load_to(own, 0, HELD, weight);
-        synchronise_warp();
 #pragma unroll
         for (int k = 0; k < HELD; ++k) take(own + k * ROW_TILES * 2 * 32, held[k]);
     }
