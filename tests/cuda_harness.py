@@ -25,6 +25,8 @@ FLAGS = (
     # What nvcc allows: the same memory seen as words and as numbers, and #pragma unroll.
     *("-fno-strict-aliasing", "-Wno-unknown-pragmas"),
 )
+# Has the emulation watch a source's threads for races (tests/cuda/races.h).
+WATCHED = "-fsanitize=thread"
 NVCC_FLAGS = ("-std=c++17", "-Werror", "all-warnings", "-Xcompiler", "-Wall")
 
 
@@ -103,7 +105,9 @@ def compiled(command, folder):
 def emulator(config, name, units, *options):
     """Sources, each with its own options, as a library for the CPU, compiled when any changed."""
     compiler = find_compiler()
-    units = [*units, *((path,) for path in sorted(EMULATION.glob("*.cpp")))]
+    # Its own sources first: what these share with others, of the standard library, is not WATCHED.
+    # They are what takes the time; kernels would take longer to compile than to run.
+    units = [*((path, "-O3") for path in sorted(EMULATION.glob("*.cpp"))), *units]
     found = [path for root in (CSRC, EMULATION) for path in sorted(root.rglob("*.h"))]
     digest = digest_of([*found, *(path for path, *_ in units)], (compiler, FLAGS, options, units))
     folder = config.cache.mkdir("cuda")

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from cuda_harness import (
     EMULATION,
+    WATCHED,
     Fault,
     compile_for_gpus,
     compiles_for_gpus,
@@ -19,6 +20,12 @@ SEEDS = range(20)
 @pytest.fixture(scope="module")
 def cuda(pytestconfig):
     return emulator(pytestconfig, "emulation", UNITS)
+
+
+@pytest.fixture(scope="module")
+def watched(pytestconfig):
+    """The same, whose threads are watched for races."""
+    return emulator(pytestconfig, "watched", [(*unit, WATCHED) for unit in UNITS])
 
 
 @compiles_for_gpus
@@ -238,6 +245,54 @@ def test_blocks_come_to_be_far_apart(cuda):
 def test_a_missing_part_of_a_clusters_exchange_shows(cuda, missing, message):
     count, said = caught(all_to_all, cuda, missing)
     assert count > 0 and message in said
+
+
+@emulates
+def test_what_is_in_order_is_no_race(watched):
+    for seed in SEEDS[:3]:
+        assert ring(watched, "block", 0, seed) and ring(watched, "warp", 0, seed)
+        assert few_exchange(watched, 0, seed)
+        assert follow(watched, 12, seed)
+        for words, cluster in ((1, 1), (2, 2), (4, 8)):
+            assert all_to_all(watched, 0, seed, words, cluster)
+
+
+def few_exchange(cuda, missing, seed):
+    return exchange(cuda, missing, seed, (5, 2))
+
+
+RACES = {
+    "a block's barrier, before": (ring, "block", 1),
+    "a block's barrier, after": (ring, "block", 2),
+    "a warp's barrier, before": (ring, "warp", 1),
+    "a warp's barrier, after": (ring, "warp", 2),
+    "a wait for a flag": (few_exchange, 1),
+    "a barrier before a flag": (few_exchange, 2),
+    "a buffer": (few_exchange, 3),
+    "steps of distance": (follow, 11),
+    "a wait for a cluster": (all_to_all, 1),
+    "a cluster's buffer": (all_to_all, 3),
+}
+
+
+@emulates
+@pytest.mark.parametrize("missing", RACES)
+def test_a_race_shows_in_whatever_order_threads_run(watched, missing):
+    kernel, *arguments = RACES[missing]
+    for seed in SEEDS[:3]:
+        with pytest.raises(Fault, match=r"^race: |reads what nobody wrote"):
+            kernel(watched, *arguments, seed)
+
+
+@emulates
+def test_races_are_said_to_be_where_they_are(watched):
+    with pytest.raises(Fault, match=r"thread \d+ of block \(0, 0\) writes .*: global memory"):
+        watched("races", np.zeros(1, np.int32))
+    with pytest.raises(Fault, match=r"byte \d+ of the shared memory of block \(\d, 0\)"):
+        ring(watched, "block", 1, 0)
+    message = r"thread 0 of block \(0, 0\) reads what nobody wrote: byte 252 of the shared memory"
+    with pytest.raises(Fault, match=message):
+        watched("faults", np.zeros(1, np.uint32), 5)
 
 
 @emulates

@@ -10,7 +10,7 @@ import shutil
 import pytest
 import torch
 from conftest import DEVICE_NAME
-from cuda_harness import CSRC, emulates, emulator
+from cuda_harness import CSRC, EMULATION, emulates, emulator
 from layer_variants import minor
 from problems import KINDS, LARGER, Kind
 from problems import sample as sample_on
@@ -49,6 +49,14 @@ def units(csrc, kinds=PRODUCTS):
         (csrc / "cuda" / "stepwise.cu",),
     ]
     return [*own, *kernels]
+
+
+def lacking(kinds):
+    """In place of the kernels of these kinds."""
+    return (
+        EMULATION / "no_kernels.cu",
+        f"-DRNNKIT_LACKS(NO)={' '.join(map('NO({})'.format, sorted(kinds)))}",
+    )
 
 
 def install(found):
@@ -436,10 +444,7 @@ def with_defect(folder, cell, name, right, wrong):
 
 def with_stubs(csrc):
     """What is compiled to a library of one kind of product."""
-    stub = csrc / "cuda" / "stubs.cu"
-    stubs = [f"Entries entries_{kind}() {{ return {{}}; }}" for kind in set(PRODUCTS) - {SINGLE}]
-    stub.write_text('#include "kernels.h"\nnamespace rnnkit {\n' + "\n".join(stubs) + "\n}\n")
-    return [*units(csrc, [SINGLE]), (stub,)]
+    return [*units(csrc, [SINGLE]), lacking(set(PRODUCTS) - {SINGLE})]
 
 
 def shows(emulated, inputs, expected, k):

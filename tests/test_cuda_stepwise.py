@@ -10,7 +10,6 @@ from conftest import DEVICE_NAME
 from cuda_harness import (
     ARCHITECTURES,
     CSRC,
-    EMULATION,
     compile_for_gpus,
     compiles_for_gpus,
     emulates,
@@ -25,6 +24,7 @@ from test_cuda_kernels import (
     chosen,
     in_double,
     install,
+    lacking,
     largest,
     on,
     precision,
@@ -39,6 +39,7 @@ from rnnkit.cuda import library, stepwise
 from rnnkit.cuda import scan as cuda_scan
 from rnnkit.cuda.plan import Gpu
 from rnnkit.dispatch import problem_of
+from rnnkit.native.recipes.cuda import KINDS as PRODUCTS
 from rnnkit.native.recipes.cuda import STEPWISE_KINDS
 from rnnkit.ops.gradients import gradients
 from rnnkit.ops.scan import scan
@@ -68,7 +69,7 @@ WARPS = Kind((False, True), 1, (4, 0, 3), True, True, True, sizes={"T": 4, "B": 
 def units(csrc):
     """What is compiled to a library."""
     own = [(csrc / "cuda" / "library.cu", '-DRNNKIT_SOURCE="test"')]
-    return [*own, (csrc / "cuda" / "stepwise.cu",), (EMULATION / "no_kernels.cu",)]
+    return [*own, (csrc / "cuda" / "stepwise.cu",), lacking(PRODUCTS)]
 
 
 @pytest.fixture(scope="module")
@@ -83,14 +84,18 @@ def built(pytestconfig):
     install(None)
 
 
+def pin_to_steps(monkeypatch, emulated):
+    monkeypatch.setattr(cuda_scan, "gpu_of", lambda device: Gpu(0, 0))
+    if emulated is not None:
+        product = ctypes.cast(emulated.library.emulation_gemm, ctypes.c_void_p).value
+        monkeypatch.setattr(stepwise, "gemm", lambda: (product, None))
+        seed(emulated, 0)
+
+
 @pytest.fixture
 def cuda(built, monkeypatch):
     """The library, on a GPU that has no room for another form."""
-    monkeypatch.setattr(cuda_scan, "gpu_of", lambda device: Gpu(0, 0))
-    if built is not None:
-        product = ctypes.cast(built.library.emulation_gemm, ctypes.c_void_p).value
-        monkeypatch.setattr(stepwise, "gemm", lambda: (product, None))
-        seed(built, 0)
+    pin_to_steps(monkeypatch, built)
     rnnkit.dispatch.decide.cache_clear()
     yield built
     rnnkit.dispatch.decide.cache_clear()

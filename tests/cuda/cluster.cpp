@@ -1,5 +1,6 @@
 // Clusters: addresses of peers, and barriers that count arrivals and bytes.
 #include "emulation.h"
+#include "races.h"
 
 namespace rnnkit {
 namespace emulation {
@@ -33,6 +34,7 @@ void store(Block* block, uint64_t* place, Barrier barrier) {
     }
     *place = bits_of<uint64_t>(barrier);
     progress();
+    if (over) end_phase(place);
     if (over) wake(block->group, WAIT, place);
 }
 
@@ -57,6 +59,7 @@ template <class T> void store_later(uint32_t address, T value, uint32_t barrier)
     if (address % sizeof(T) != 0) fail("store_async() is not aligned");
     char* const to = block->shared + (address & offsets);
     auto* const place = reinterpret_cast<uint64_t*>(block->shared + (barrier & offsets));
+    store_asynchronously(to, sizeof(value), place);
     later([=] {
         if (block->group.returned == block->group.count)
             fail("store_async() came to a block that had returned");
@@ -95,6 +98,7 @@ void barrier_expect(uint64_t* barrier, int bytes) {
     if (counted.missing == 0) fail("more arrive at a barrier than it was made for");
     --counted.missing;
     counted.bytes += bytes;
+    arrive(barrier);
     store(self->block, barrier, counted);
 }
 
@@ -102,6 +106,7 @@ void barrier_wait(uint64_t* barrier, int parity) {
     check_barrier(barrier);
     may_switch();
     while (int(load(barrier).phase) == parity) wait(WAIT, barrier);
+    acquire(barrier);
 }
 
 void store_async(uint32_t address, uint32_t value, uint32_t barrier) {

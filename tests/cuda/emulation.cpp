@@ -1,5 +1,6 @@
 // How a grid is laid out, and what a GPU would refuse.
 #include "emulation.h"
+#include "races.h"
 #include <vector>
 
 namespace rnnkit {
@@ -65,12 +66,25 @@ std::string refused(const Launch& how) {
 
 }  // namespace
 
+unsigned acquired(const unsigned* flag) {
+    acquire(flag);
+    return *flag;
+}
+
+void released(unsigned* flag, unsigned count) {
+    release(flag);
+    *flag += count;
+}
+
 int run(const Launch& how, const std::function<void()>& kernel) {
     error = refused(how);
     if (!error.empty()) return 1;
     grid = how;
     Grid laid_out(how);
+    watch(laid_out.threads.data(), laid_out.threads.size(), laid_out.blocks[0].shared,
+          laid_out.each * laid_out.blocks.size());
     error = schedule(laid_out.threads.data(), laid_out.threads.size(), kernel);
+    watch_no_longer();
     if (error.empty() && !laid_out.fences_stand()) error = "a block stored past its shared memory";
     return error.empty() ? 0 : 1;
 }

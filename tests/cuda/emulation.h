@@ -2,7 +2,8 @@
 // at once. Drawn from a seed are the order in which threads go on, and when asynchronous stores
 // come; shared memory is NaN at first. A launch that would hang or break a GPU returns an error.
 //
-// It is sequentially consistent: a missing barrier or wait shows, a missing fence does not.
+// It is sequentially consistent: a missing barrier or wait shows, if a schedule lets it; a missing
+// release or acquire only where threads are watched (races.h), and then whatever the schedule.
 #pragma once
 #include <cstring>
 #include "cuda/device.h"
@@ -10,6 +11,9 @@
 
 #define KERNEL(...)
 #define DEVICE inline
+// What runs the threads is none of their data, and not told of (races.h).
+#define UNTOLD __attribute__((no_sanitize("thread")))
+#define UNWATCHED UNTOLD DEVICE
 
 extern "C" {
 // The launches from here on are drawn from it.
@@ -22,6 +26,10 @@ namespace rnnkit {
 namespace emulation {
 
 extern Launch grid;
+
+// Of flags, which are not data.
+unsigned acquired(const unsigned* flag);
+void released(unsigned* flag, unsigned count);
 
 // Of launch().
 int run(const Launch& how, const std::function<void()>& kernel);
@@ -38,7 +46,7 @@ template <class T> struct Shuffle {
     int mask;
 };
 
-template <class T> void shuffle(Group& warp) {
+template <class T> UNTOLD void shuffle(Group& warp) {
     for (int k = 0; k < 32; ++k) {
         const auto& mine = *static_cast<const Shuffle<T>*>(warp.threads[k].operand);
         const int other = (k ^ mine.mask) % 32;
@@ -58,7 +66,7 @@ struct Fragments {
 };
 
 // A matrix's row of 32 bytes, of which four lanes hold words j and, `next` words on, j + 4.
-template <class S> void gather(float* row, const uint32_t* const (&words)[4], int next) {
+template <class S> UNTOLD void gather(float* row, const uint32_t* const (&words)[4], int next) {
     constexpr int each = 4 / sizeof(S);
     for (int j = 0; j < 4; ++j)
         for (int k = 0; k < each; ++k) {
@@ -67,7 +75,7 @@ template <class S> void gather(float* row, const uint32_t* const (&words)[4], in
         }
 }
 
-template <class S> void multiply(Group& warp) {
+template <class S> UNTOLD void multiply(Group& warp) {
     float a[16][MMA_DEPTH<S>], b[8][MMA_DEPTH<S>];
     const Fragments* lanes[32];
     for (int k = 0; k < 32; ++k)
@@ -90,23 +98,23 @@ template <class S> void multiply(Group& warp) {
 
 constexpr bool HAS_CLUSTERS = true;
 
-DEVICE int thread() { return emulation::self->index; }
-DEVICE int threads() { return emulation::grid.threads; }
+UNWATCHED int thread() { return emulation::self->index; }
+UNWATCHED int threads() { return emulation::grid.threads; }
 DEVICE int lane() { return thread() % 32; }
 DEVICE int warp() { return thread() / 32; }
-DEVICE int block_x() { return emulation::self->block->x; }
-DEVICE int block_y() { return emulation::self->block->y; }
-DEVICE int blocks_x() { return emulation::grid.x; }
-DEVICE int blocks_y() { return emulation::grid.y; }
+UNWATCHED int block_x() { return emulation::self->block->x; }
+UNWATCHED int block_y() { return emulation::self->block->y; }
+UNWATCHED int blocks_x() { return emulation::grid.x; }
+UNWATCHED int blocks_y() { return emulation::grid.y; }
 
-template <class T> DEVICE T* shared_memory() {
+template <class T> UNWATCHED T* shared_memory() {
     return reinterpret_cast<T*>(emulation::self->block->shared);
 }
 
-DEVICE void synchronise() { emulation::meet(emulation::self->block->group, "synchronise()"); }
-DEVICE void synchronise_warp() { emulation::meet(*emulation::self->warp, "synchronise_warp()"); }
+UNWATCHED void synchronise() { emulation::meet(emulation::self->block->group, "synchronise()"); }
+UNWATCHED void synchronise_warp() { emulation::meet(*emulation::self->warp, "synchronise_warp()"); }
 
-template <class T> DEVICE T shuffle_xor(T value, int mask) {
+template <class T> UNWATCHED T shuffle_xor(T value, int mask) {
     T result;
     const emulation::Shuffle<T> operand = {value, &result, mask};
     emulation::meet(*emulation::self->warp, "shuffle_xor()", &operand, emulation::shuffle<T>);
@@ -114,7 +122,7 @@ template <class T> DEVICE T shuffle_xor(T value, int mask) {
 }
 
 template <class S>
-DEVICE void mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+UNWATCHED void mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
     const emulation::Fragments operand = {c, a, b};
     emulation::meet(*emulation::self->warp, "mma()", &operand, emulation::multiply<S>);
 }
@@ -128,12 +136,12 @@ DEVICE float round_tf32(float value) {
 
 DEVICE unsigned load_acquire(const unsigned* flag) {
     emulation::may_switch();
-    return *flag;
+    return emulation::acquired(flag);
 }
 
 DEVICE void add_release(unsigned* flag, unsigned count) {
     emulation::may_switch();
-    *flag += count;
+    emulation::released(flag, count);
     emulation::progress();
     emulation::may_switch();
 }
@@ -163,7 +171,7 @@ void store_async(uint32_t address, uint4 value, uint32_t barrier);
 
 template <class... P>
 int launch(void (*kernel)(P...), const Launch& how, std::common_type_t<P>... arguments) {
-    return emulation::run(how, [&] { kernel(arguments...); });
+    return emulation::run(how, [&]() UNTOLD { kernel(arguments...); });
 }
 
 // Of 16 neighbours.

@@ -1,11 +1,11 @@
-// In place of kernels.cu, where a library is to have no persistent kernels.
+// In place of kernels.cu, for the kinds of product that a library is to lack: RNNKIT_LACKS(NO).
 #include "cuda/kernels.h"
+
+#define NO(kind) \
+    Entries entries_##kind() { return {}; }
 
 namespace rnnkit {
 
-Entries entries_half() { return {}; }
-Entries entries_bfloat16() { return {}; }
-Entries entries_tf32() { return {}; }
-Entries entries_ieee() { return {}; }
+RNNKIT_LACKS(NO)
 
 }  // namespace rnnkit

@@ -6,6 +6,7 @@
 #include <map>
 #include <utility>
 #include <vector>
+#include "races.h"
 #include "random.h"
 
 namespace rnnkit::emulation {
@@ -69,11 +70,6 @@ void choose_slow(Thread* threads, size_t count) {
     }
 }
 
-std::string name(const Thread& thread) {
-    return "thread " + std::to_string(thread.index) + " of block ("
-           + std::to_string(thread.block->x) + ", " + std::to_string(thread.block->y) + ")";
-}
-
 // Who waits where.
 std::string situation() {
     std::map<std::string, std::pair<int, const Thread*>> places;
@@ -87,7 +83,7 @@ std::string situation() {
     std::string text;
     for (const auto& [where, found] : places)
         text += (text.empty() ? "" : "; ") + std::to_string(found.first) + " at " + where
-                + ", the first is " + name(*found.second);
+                + ", the first is " + describe(*found.second);
     return text;
 }
 
@@ -122,7 +118,7 @@ void leave() {
 void return_from(Group& group) {
     ++group.returned;
     if (group.arrived > 0)
-        fail(name(*self) + " returned, but others wait for it at " + group.where);
+        fail(describe(*self) + " returned, but others wait for it at " + group.where);
 }
 
 void enter() {
@@ -137,6 +133,11 @@ void enter() {
 
 }  // namespace
 
+std::string describe(const Thread& thread) {
+    return "thread " + std::to_string(thread.index) + " of block ("
+           + std::to_string(thread.block->x) + ", " + std::to_string(thread.block->y) + ")";
+}
+
 void seed(uint64_t value) { source = Random(value); }
 
 void may_switch() {
@@ -150,15 +151,16 @@ void progress() { run->last_progress = run->switches; }
 void meet(Group& group, const char* where, const void* operand, Together compute) {
     self->operand = operand;
     if (group.returned > 0)
-        fail(name(*self) + " waits at " + where + " for threads that have returned");
+        fail(describe(*self) + " waits at " + where + " for threads that have returned");
     if (group.arrived > 0 && std::strcmp(group.where, where) != 0)
-        fail(name(*self) + " is at " + where + ", but others wait for it at " + group.where);
+        fail(describe(*self) + " is at " + where + ", but others wait for it at " + group.where);
     group.where = where;
     if (++group.arrived < group.count) {
         self->where = where;
         return leave();
     }
     if (compute) compute(group);
+    else order(group);
     group.arrived = 0;
     progress();
     for (int k = 0; k < group.count; ++k)

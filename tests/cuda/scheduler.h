@@ -49,7 +49,8 @@ void must_switch();
 // Something happened that others may wait for. If for very long nothing does, nothing will.
 void progress();
 
-// Waits for all threads of a group, the last of which computes for all, from their operands.
+// Waits for all threads of a group, the last of which computes for all, from their operands; or,
+// where there is nothing to compute, as at a barrier, which orders what they do before and after.
 using Together = void (*)(Group&);
 void meet(Group& group, const char* where, const void* operand = nullptr,
           Together compute = nullptr);
@@ -60,6 +61,8 @@ void wake(Group& group, const char* where, const void* operand);
 
 // The event happens sometime.
 void later(std::function<void()> event);
+
+std::string describe(const Thread& thread);
 
 // Ends the run, which returns this description.
 [[noreturn]] void fail(const std::string& description);

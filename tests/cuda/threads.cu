@@ -38,7 +38,7 @@ KERNEL(256, 1) void race(int* last) {
     *last = thread();
 }
 
-enum Fault { HALF_WAIT, RETURNED, MIXED, NOBODY_ADDS, PAST_THE_END };
+enum Fault { HALF_WAIT, RETURNED, MIXED, NOBODY_ADDS, PAST_THE_END, NOBODY_WROTE };
 
 KERNEL(64, 1) void fault(unsigned* flag, int which) {
     unsigned* const memory = shared_memory<unsigned>();
@@ -61,6 +61,8 @@ KERNEL(64, 1) void fault(unsigned* flag, int which) {
         synchronise();
     } else if (which == PAST_THE_END && thread() == 0) {
         memory[64] = 0;
+    } else if (which == NOBODY_WROTE && thread() == 0) {
+        flag[0] = memory[63];
     }
 }
 
