@@ -13,6 +13,7 @@ if DEVICE_NAME == "cpu":
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 os.environ.setdefault("KERAS_BACKEND", "torch")
 
+import interpreter
 import pytest
 import torch
 import toy_cell
@@ -25,6 +26,8 @@ from rnnkit.triton import fit
 from rnnkit.triton import scan as triton_scan
 
 toy_cell.register()
+if DEVICE_NAME == "cpu":
+    interpreter.hasten()
 # Problems here are tiny: on a busy machine a second thread costs more than all of the work.
 torch.set_num_threads(1)
 # The error model of the tests is that of IEEE arithmetic; TF32 is torch.nn's default on a GPU.
