@@ -1,6 +1,9 @@
 """The emulation of CUDA that kernels are tested in (tests/cuda): its instructions do what NVIDIA
 documents, and what would go wrong on a GPU goes wrong in it."""
 
+import ctypes
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 from cuda_harness import (
@@ -13,7 +16,7 @@ from cuda_harness import (
     emulator,
 )
 
-UNITS = [(path,) for path in sorted(EMULATION.glob("*.cu"))]
+UNITS = [(EMULATION / name,) for name in ("cluster.cu", "grid.cu", "matrix.cu", "threads.cu")]
 SEEDS = range(20)
 
 
@@ -293,6 +296,18 @@ def test_races_are_said_to_be_where_they_are(watched):
     message = r"thread 0 of block \(0, 0\) reads what nobody wrote: byte 252 of the shared memory"
     with pytest.raises(Fault, match=message):
         watched("faults", np.zeros(1, np.uint32), 5)
+
+
+@emulates
+def test_memory_of_no_tensor(watched):
+    values = np.zeros((8, 256), np.uint32)
+    for size, message in ((values.nbytes, None), (values.nbytes - 4, "memory of no tensor")):
+        memory = (ctypes.c_void_p * 1)(values.ctypes.data)
+        watched.library.emulation_tensors(memory, (ctypes.c_size_t * 1)(size), 1)
+        with pytest.raises(Fault, match=message) if message else nullcontext():
+            watched("block_ring", values, 2, 0)
+    watched.library.emulation_tensors(None, None, 0)
+    watched("block_ring", values, 2, 0)
 
 
 @emulates

@@ -30,8 +30,8 @@ from test_cuda_stepwise import WARPS, pin_to_steps
 from test_cuda_stepwise import units as stepwise_units
 
 from benchmarks import nvcc
+from rnnkit.cuda import library
 from rnnkit.cuda import scan as cuda_scan
-from rnnkit.cuda.library import Library
 from rnnkit.cuda.plan import H100, Gpu, Tile, clusters
 
 __all__ = ["precision"]
@@ -69,17 +69,25 @@ def watched(found, names):
 
 
 @pytest.fixture(autouse=True)
-def tensors(monkeypatch):
-    """Persistent kernels may touch the memory of tensors only."""
-    launch = Library.launch
-
-    def only_tensors(self, *args):
-        tell_tensors(self.functions)
-        return launch(self, *args)
-
-    monkeypatch.setattr(Library, "launch", only_tensors)
+def none_stays():
     yield
     install(None)
+
+
+def use(emulated):
+    """Launches may touch the memory of tensors only."""
+    install(emulated)
+    functions = library.find(torch.device("cpu"))[0].functions
+
+    def telling(launch):
+        def told(*args):
+            tell_tensors(functions)
+            return launch(*args)
+
+        return told
+
+    for name in ("rnnkit_launch", "rnnkit_stepwise_launch"):
+        setattr(functions, name, telling(getattr(functions, name)))
 
 
 def tell_tensors(functions):
@@ -109,7 +117,7 @@ def built(request, pytestconfig):
 @pytest.mark.parametrize("form", FORMS)
 def test_persistent_kernels(built, monkeypatch, precision, form, rows):
     emulated, kind, names = built
-    install(emulated)
+    use(emulated)
     precision(kind)
     pin_to(monkeypatch, form)
     for name in names:
@@ -134,7 +142,7 @@ def test_stepwise_kernels(pytestconfig, monkeypatch):
 
 
 def check_steps(monkeypatch, emulated):
-    install(emulated)
+    use(emulated)
     pin_to_steps(monkeypatch, emulated)
     for name in SHOWN:
         on("cuda", sample(name, WARPS, torch.float))
@@ -167,7 +175,7 @@ def test_no_barrier_may_be_missing(monkeypatch, pytestconfig, tmp_path, name, k)
     with pytest.raises(RuntimeError, match=r"race: |reads what nobody wrote"):
         if stepwise:
             check_steps(monkeypatch, emulated)
-        install(emulated)
+        use(emulated)
         for form in FORMS:
             pin_to(monkeypatch, form)
             for cell in SHOWN:
