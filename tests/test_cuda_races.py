@@ -117,13 +117,23 @@ def built(request, pytestconfig):
 @pytest.mark.parametrize("form", FORMS)
 def test_persistent_kernels(built, monkeypatch, precision, form, rows):
     emulated, kind, names = built
-    use(emulated)
     precision(kind)
+    use(emulated)
+    check_form(monkeypatch, emulated, form, kind, names, ROWS[rows])
+
+
+def check_form(monkeypatch, emulated, form, kind, names, rows):
     pin_to(monkeypatch, form)
     for name in names:
         if has(name, kind, form):
             seed(emulated, 0)
-            on("cuda", sample(name, ROWS[rows], DTYPES.get(kind, torch.float)))
+            on("cuda", sample(name, rows, DTYPES.get(kind, torch.float)))
+
+
+def check_forms(monkeypatch, emulated):
+    use(emulated)
+    for form in FORMS:
+        check_form(monkeypatch, emulated, form, SINGLE, SHOWN, ROWS["all"])
 
 
 def pin_to(monkeypatch, form):
@@ -169,16 +179,8 @@ def test_no_barrier_may_be_missing(monkeypatch, pytestconfig, tmp_path, name, k)
     text = path.read_text()
     begin, end = list(BARRIER.finditer(text))[k].span()
     path.write_text(text[:begin] + text[end:])
-    stepwise = name == "row_norm.h"
-    sources = stepwise_units(csrc) if stepwise else with_stubs(csrc)
-    emulated = emulator(pytestconfig, f"races_{name}_{k}", watched(sources, SHOWN))
+    steps = name == "row_norm.h"
+    sources, check = (stepwise_units, check_steps) if steps else (with_stubs, check_forms)
+    emulated = emulator(pytestconfig, f"races_{name}_{k}", watched(sources(csrc), SHOWN))
     with pytest.raises(RuntimeError, match=r"race: |reads what nobody wrote"):
-        if stepwise:
-            check_steps(monkeypatch, emulated)
-        use(emulated)
-        for form in FORMS:
-            pin_to(monkeypatch, form)
-            for cell in SHOWN:
-                if has(cell, SINGLE, form):
-                    seed(emulated, 0)
-                    on("cuda", sample(cell, ROWS["all"], torch.float))
+        check(monkeypatch, emulated)
