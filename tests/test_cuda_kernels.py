@@ -53,10 +53,8 @@ def units(csrc, kinds=PRODUCTS):
 
 def lacking(kinds):
     """In place of the kernels of these kinds."""
-    return (
-        EMULATION / "no_kernels.cu",
-        f"-DRNNKIT_LACKS(NO)={' '.join(map('NO({})'.format, sorted(kinds)))}",
-    )
+    each = " ".join(f"NO({kind})" for kind in sorted(kinds))
+    return EMULATION / "no_kernels.cu", f"-DRNNKIT_LACKS(NO)={each}"
 
 
 def install(found):
@@ -442,9 +440,9 @@ def with_defect(folder, cell, name, right, wrong):
     return csrc
 
 
-def with_stubs(csrc):
+def with_stubs(csrc, kind=SINGLE):
     """What is compiled to a library of one kind of product."""
-    return [*units(csrc, [SINGLE]), lacking(set(PRODUCTS) - {SINGLE})]
+    return [*units(csrc, [kind]), lacking(set(PRODUCTS) - {kind})]
 
 
 def shows(emulated, inputs, expected, k):

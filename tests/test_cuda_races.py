@@ -17,13 +17,11 @@ from test_cuda_kernels import (
     SINGLE,
     cells,
     install,
-    lacking,
     on,
     pin,
     precision,
     seed,
     slow,
-    units,
     with_stubs,
 )
 from test_cuda_stepwise import WARPS, pin_to_steps
@@ -109,7 +107,7 @@ LIBRARIES = [
 def built(request, pytestconfig):
     """A library of one kind of product; that kind, and its cells."""
     kind, names = request.param
-    found = watched([*units(CSRC, [kind]), lacking(set(PRODUCTS) - {kind})], names)
+    found = watched(with_stubs(CSRC, kind), names)
     return emulator(pytestconfig, f"races_{kind}_{len(names)}", found), kind, names
 
 

@@ -34,8 +34,9 @@ void store(Block* block, uint64_t* place, Barrier barrier) {
     }
     *place = bits_of<uint64_t>(barrier);
     progress();
-    if (over) end_phase(place);
-    if (over) wake(block->group, WAIT, place);
+    if (!over) return;
+    end_phase(place);
+    wake(block->group, WAIT, place);
 }
 
 uint32_t offset_of(const void* own) {

@@ -68,6 +68,8 @@ struct Watch {
     std::vector<Read> reads = {{}};
     uint32_t free = 0;  // a list of reads
 
+    bool shares(const char* at) const { return at >= shared && at < shared_end; }
+
     Cell* page(size_t cell) {
         auto& found = pages[cell / PAGE_CELLS];
         if (!found) found = std::make_unique<Cell[]>(PAGE_CELLS);
@@ -109,7 +111,7 @@ std::string name(Moment moment) {
 }
 
 std::string name(const char* at) {
-    if (at < watched->shared || at >= watched->shared_end) return "global memory";
+    if (!watched->shares(at)) return "global memory";
     const Block* block = nullptr;
     for (size_t k = 0; k < watched->clocks.size(); ++k)
         if (watched->threads[k].block->shared <= at) block = watched->threads[k].block;
@@ -132,7 +134,7 @@ void write(const char* at, Cell& cell, Moment moment, const Clock& clock) {
 
 // Reads that came before this one need not be remembered: who comes after it comes after them.
 void read(const char* at, Cell& cell, Moment moment, const Clock& clock) {
-    if (cell.write.time == 0 && at >= watched->shared && at < watched->shared_end)
+    if (cell.write.time == 0 && watched->shares(at))
         fail(name(moment) + " reads what nobody wrote: " + name(at));
     if (!cell.write.before(clock)) report(at, moment, " reads what is written by ", cell.write);
     uint32_t* from = &cell.reads;
@@ -145,8 +147,7 @@ void read(const char* at, Cell& cell, Moment moment, const Clock& clock) {
 bool is_somebodys(const char* at, size_t bytes) {
     // What launch() was given is on the stack of who called it.
     constexpr size_t near = 1 << 16;
-    if (size_t(at - watched->caller) < near) return true;
-    if (at >= watched->shared && at < watched->shared_end) return true;
+    if (size_t(at - watched->caller) < near || watched->shares(at)) return true;
     auto after = tensors.upper_bound(at);
     return tensors.empty() || (after != tensors.begin() && at + bytes <= (--after)->second);
 }
