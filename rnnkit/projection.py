@@ -202,7 +202,7 @@ def projection_of(
         b = [w.norm_bias for w in weights]
     elif norm is not None:
         gains = [w.norm_ih_weight for w in weights]
-        if None in gains or whole.name is None:
+        if None in gains or not whole.norms:
             return None
         b_ih = [total(w.norm_ih_bias, w.b_ih) for w in weights]
         b = [total(w.b_hh, w.norm_bias) for w in weights]

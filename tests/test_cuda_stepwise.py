@@ -20,6 +20,7 @@ from problems import sample as sample_on
 from test_cuda_kernels import (
     DTYPES,
     EPS,
+    assert_close,
     cells,
     chosen,
     in_double,
@@ -105,16 +106,6 @@ def sample(cell, kind, dtype=torch.float, **kwargs):
     return sample_on(cell, kind, dtype, torch.device(DEVICE_NAME), **kwargs)
 
 
-def assert_close(found, inputs, bound=1e-5):
-    """To the same inputs in float64 as the reference is, whose roundings a norm over few units may
-    enlarge as well."""
-    expected, exact = on("reference", inputs), in_double(inputs)
-    for name, v in exact.items():
-        alike = bound * (1 + largest(v)) + 2 * largest(expected[name] - v)
-        assert found[name].dtype == inputs.x.dtype
-        assert largest(found[name] - v) < alike, name
-
-
 def same(found, expected):
     return all(torch.equal(found[name], v) for name, v in expected.items())
 
@@ -162,6 +153,24 @@ def test_gradcheck(name, kind, cuda):
     with rnnkit.backend("cuda"):
         given = differentiable(inputs)
         assert torch.autograd.gradcheck(call, given, nondet_tol=0.0, fast_mode=kind == "all")
+
+
+@pytest.mark.parametrize("kind", [rnnkit.RNN, rnnkit.LSTM, rnnkit.GRU])
+def test_gradcheck_of_a_layer(kind, cuda):
+    """Whose forward leaves for backward what its products gave."""
+    more = {"dtype": torch.double, "device": DEVICE_NAME}
+    layer = kind(2, 3, bidirectional=True, **more)
+    names, values = zip(*layer.named_parameters(), strict=True)
+    x = torch.randn(3, 2, 2, requires_grad=True, **more)
+
+    def call(x, *values):
+        given = dict(zip(names, values, strict=True))
+        output, final = torch.func.functional_call(layer, given, (x,), {"lengths": lengths})
+        return output, *(final if isinstance(final, tuple) else (final,))
+
+    lengths = torch.tensor([3, 1])
+    with rnnkit.backend("cuda"):
+        assert torch.autograd.gradcheck(call, (x, *values), nondet_tol=0.0)
 
 
 @pytest.mark.parametrize("name", FORMS)

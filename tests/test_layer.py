@@ -10,6 +10,7 @@ from test_cuda_kernels import cuda, precision  # noqa: F401
 
 import rnnkit
 from rnnkit.cpu import library
+from rnnkit.ops import gradients as gradients_of_scan
 from rnnkit.ops import layer as whole_layer
 
 no_library = pytest.mark.skipif(
@@ -146,6 +147,23 @@ def test_layers_take_the_projection_in(backend, monkeypatch, device):
             layer(call_of(layer, ())[0])
         outside = layer.proj_size or (backend != "cpu" and name in WITH_NORMS_OF_INPUT)
         assert len(seen) - before == (0 if outside else layer.num_layers), name
+
+
+KEPT = ("rnn", "lstm", "lstm-no-bias", "lstm-peephole", "lstm-heads", "gru")
+
+
+@emulates
+def test_backward_multiplies_no_states_again(cuda, monkeypatch, device):  # noqa: F811
+    """CUDA's forward leaves in x what the products gave, but before a norm or an inner step."""
+    calls, run = [], gradients_of_scan.products_again
+    monkeypatch.setattr(
+        gradients_of_scan, "products_again", lambda *given: calls.append(given) or run(*given)
+    )
+    for name in LAYERS:
+        layer, before = build(name, torch.float32, device), len(calls)
+        with rnnkit.backend("cuda"):
+            layer(call_of(layer, ())[0])[0].sum().backward()
+        assert (len(calls) == before) == (name in KEPT), name
 
 
 FROZEN = {

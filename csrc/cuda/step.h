@@ -57,6 +57,16 @@ template <class T, class C> struct Unit {
         for (int g = 0; g < C::gates; ++g) x[g] = stored(a.x, first + g * a.x_g, on);
     }
 
+    // For backward of cells without a norm: the first gates, whose sums of x and products lie in x's
+    // place, dense, and not among the products.
+    static constexpr int SUMMED = NORM<C> ? 0 : C::shared;
+
+    // Of gate g, among all; of its product, among those that are not summed.
+    DEVICE int64_t gate(int t, int g) const { return (row(t) * C::gates + g) * a.H + at.j; }
+    DEVICE int64_t product(int t, int g) const {
+        return (row(t) * (C::gates - SUMMED) + g - SUMMED) * a.H + at.j;
+    }
+
     // What recurrent dropout leaves of what a product is fed, or of its gradient.
     DEVICE V dropped(V q) const {
         return a.d ? q * value(a.d, (at.b * a.N + at.n) * a.H + at.j) : q;
@@ -99,11 +109,21 @@ template <class T, class C> struct Unit {
         for (int k = 0; k < C::states; ++k) s[k] = v.fresh ? 0 : s[k];
     }
 
+    // Whether forward may leave them so, in a dense x: what nobody else reads.
+    static constexpr bool LEAVES = SUMMED > 0 && C::late == C::gates;
+
+    DEVICE void leave_gates(int t, const Ahead& v, Gates r) const {
+        for (int g = 0; g < C::gates; ++g)
+            if (g < SUMMED) put(const_cast<void*>(a.x), gate(t, g), v.x[g] + r[g]);
+            else put(a.products, product(t, g), r[g]);
+    }
+
     // The next states, in place of s, which has entered the step, of which r is what it sees; given
     // the value that it normalises, if it does, to n.
     DEVICE void advance(int t, const Ahead& v, Gates r, Parameters p, V value, V n,
                         States s) const {
         if (!at.exists) return;
+        if (LEAVES && a.summed > 0 && v.live) leave_gates(t, v, r);
         V next[C::states];
         C::step(v.x, r, s, p, value, n, next);
         for (int k = 0; k < C::states; ++k) {
@@ -122,17 +142,13 @@ template <class T, class C> struct Unit {
         for (int k = 0; at.exists && k < C::states; ++k) put(a.last, state(k), s[k]);
     }
 
-    // The same for backward; r is what was computed of the products. Where all gates see x and r as
-    // x + r only, and there is no norm, r is that.
+    // The same for backward; r is what was computed of the products, or of a SUMMED gate the sum.
     template <class E> struct BehindOf {
         E x[C::gates], r[C::gates], s[C::states], arriving[C::states];
         bool live, fresh;
     };
     using Behind = BehindOf<V>;
-    static constexpr bool SEES_X
-        = NORMED<C> == Normed::PRODUCTS || (!NORM<C> && C::shared < C::gates);
 
-    DEVICE int64_t product(int t, int g) const { return (row(t) * C::gates + g) * a.H + at.j; }
     // Of state k among all states, and among those whose gradients `arriving` gives.
     DEVICE int64_t entered(int t, int k) const { return k * a.T * plane() + row(t) * a.H + at.j; }
     DEVICE int64_t arrived(int t, int k) const { return entered(t, k == 0 ? 0 : k - 1); }
@@ -144,9 +160,12 @@ template <class T, class C> struct Unit {
         clock.tell(t, at.b, found.live, found.fresh);
         if (!found.live) return found;
         const int64_t on = onward * plane();
-        if (SEES_X) load_x(t, onward, found.x);
-        for (int g = 0; g < C::gates; ++g)
-            found.r[g] = stored(a.products, product(t, g), on * C::gates);
+        if (NORMED<C> == Normed::PRODUCTS) load_x(t, onward, found.x);
+        for (int g = 0; g < C::gates; ++g) {
+            S& of_x = g < SUMMED ? found.r[g] : found.x[g];
+            if (!NORM<C>) of_x = stored(a.x, gate(t, g), on * C::gates);
+            if (g >= SUMMED) found.r[g] = stored(a.products, product(t, g), on * (C::gates - SUMMED));
+        }
         for (int k = 0; k < C::states; ++k) {
             found.s[k] = stored(form.entered, entered(t, k), on);
             if (arriving(k)) found.arriving[k] = stored(arriving(k), arrived(t, k), on);

@@ -11,6 +11,7 @@ namespace {
 
 struct Entry {
     const char* cell;
+    int64_t summed;
     int (*launch[2])(const Arguments&, const Form&, const Steps&);  // forward, backward
 };
 
@@ -20,7 +21,7 @@ int run(const Arguments& a, const Form& form, const Steps& steps) {
 }
 
 template <class Kind, class C> constexpr Entry entry(const char* cell) {
-    return {cell, {run<Kind, C, false>, run<Kind, C, true>}};
+    return {cell, Unit<typename Kind::S, C>::SUMMED, {run<Kind, C, false>, run<Kind, C, true>}};
 }
 #define CELL(name, norm, ...) entry<Kind, With<__VA_ARGS__, Normed::norm>>(name),
 
@@ -42,6 +43,9 @@ EXPORT const void* rnnkit_stepwise(const char* cell, int64_t kind) {
         = {find<Half>, find<Bfloat16>, find<Tf32>, find<Ieee>, find<Double>};
     return finds[kind](cell);
 }
+
+// Of a cell, in every form: the gates whose sums backward finds in x (step.h).
+EXPORT int64_t rnnkit_summed(const void* found) { return static_cast<const Entry*>(found)->summed; }
 
 // 0; what rnnkit_error describes; or cuBLAS's status, negative.
 EXPORT int rnnkit_stepwise_launch(const void* found, int64_t backward, const Arguments* a,

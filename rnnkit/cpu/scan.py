@@ -20,7 +20,7 @@ __all__ = ["KEEPS", "WHOLE", "gradients", "note", "scan", "why_not"]
 
 # Backward is faster where forward has kept what its products gave.
 KEEPS = True
-WHOLE = Whole("cpu", empty, forward_through, backward_through)
+WHOLE = Whole("cpu", True, empty, forward_through, backward_through)
 # The directions of the runs of groups are bits of one number.
 MOST_RUNS = 63
 

@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from .. import dispatch
 from ..cells import find
 from ..native import arguments as native
 from ..ops.allocate import allocate
-from ..ops.layer import BY_TORCH
-from ..ops.sequence import Inputs
+from ..ops.gradients import with_weights
+from ..ops.layer import (
+    Arriving,
+    Found,
+    Maybe,
+    Whole,
+    backward_by_torch,
+    in_full,
+    nothing,
+    through_projection,
+)
+from ..ops.sequence import Inputs, previous
 from ..precision import precision_of
+from ..projection import Projection
+from ..reference.products import fed
 from . import library, stepwise
 from .arguments import Block, Form
 from .library import name_of
@@ -22,7 +36,7 @@ from .plan import Gpu, Plan, clusters, kind_of, plan, stepwise_cycles
 if TYPE_CHECKING:
     from ..dispatch import Problem
 
-WHOLE = BY_TORCH
+Gradients = tuple[Tensor, Tensor, Tensor, Tensor]
 # The directions of the runs of groups are bits of one number.
 MOST_RUNS = 63
 
@@ -105,13 +119,27 @@ def gpu_of(device: torch.device) -> Gpu:
 EMULATED = Gpu(12, 227 * 1024, clusters(12, 4))
 
 
-def scan(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
+def scan(inputs: Inputs) -> Found:
     """output (T, B, N, H), cells (S - 1, T, B, N, H) and last (S, B, N, H)."""
-    inputs = native.ready(inputs)
+    return forward(native.ready(inputs), {})
+
+
+def forward(inputs: Inputs, more: dict[str, int]) -> Found:
     output, states, last = allocate(inputs.x, inputs.cell)
     results = {"output": output, "cells": states, "last": last}
-    launch(inputs, False, {}, {name: native.address(v) for name, v in results.items()})
+    launch(inputs, False, {}, more | {name: native.address(v) for name, v in results.items()})
     return output, states, last
+
+
+def scan_and_keep(inputs: Inputs) -> tuple[Found, Tensor]:
+    """`scan`, which leaves in x, which must be dense, the sums of x and products of some gates; and
+    the products of the others: what backward needs of both. Of cells without a norm or inner step.
+    """
+    count = summed_gates(inputs)
+    T, B, N, G, H = inputs.x.shape
+    products = inputs.x.new_empty(T, B, N, G - count, H)
+    kept = {"summed": count, "products": native.address(products)}
+    return forward(native.ready(inputs), kept), products
 
 
 def scan_backward(
@@ -122,18 +150,35 @@ def scan_backward(
     doutput: Tensor | None,
     dcells: Tensor | None,
     dlast: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> Gradients:
     """dx, dr, ds0 and dp, as `rnnkit.reference.scan.scan_backward`."""
-    inputs, cell = native.ready(inputs), inputs.equations
-    x, (_, B, N, _, H) = inputs.x, inputs.x.shape
-    if cell.additive and cell.norm is None:
-        n = n.add_(x)  # it was made for this call alone
+    inputs, count = native.ready(inputs), summed_gates(inputs)
+    if count > 0:
+        x, n = inputs.x, n.contiguous()  # it was made for this call alone
+        products = n[:, :, :, count:].clone(memory_format=torch.contiguous_format)
+        n[:, :, :, :count] += x[:, :, :, :count]
+        n[:, :, :, count:] = x[:, :, :, count:]
+        inputs, n = inputs._replace(x=n), products
+    return backward(inputs, prev, n, scale, doutput, dcells, dlast)
+
+
+def backward(
+    inputs: Inputs,
+    prev: Tensor,
+    products: Tensor,
+    scale: Tensor | None,
+    doutput: Tensor | None,
+    dcells: Tensor | None,
+    dlast: Tensor | None,
+) -> Gradients:
+    """The same of inputs that are ready, with x and products as `scan_and_keep` leaves them."""
+    x, cell, (_, B, N, _, H) = inputs.x, inputs.equations, inputs.x.shape
     dx = x.new_empty(x.shape)
     dr = dx if cell.additive else x.new_empty(x.shape)
     ds0 = x.new_empty(cell.states, B, N, H)
     wide = torch.promote_types(x.dtype, torch.float32)
     dp = x.new_empty(B, N, cell.rows - cell.gains, H, dtype=wide)
-    tensors = {"products": n, "doutput": doutput, "dcells": dcells, "dlast": dlast}
+    tensors = {"products": products, "doutput": doutput, "dcells": dcells, "dlast": dlast}
     tensors["scales"] = None if scale is None else scale[..., 0]
     dense = {name: native.dense(v) for name, v in tensors.items()}
     dense |= {"dx": dx, "ds0": ds0, "dp": dp}
@@ -143,14 +188,63 @@ def scan_backward(
     return dx, dr, ds0, dp.sum(0).to(x.dtype) if dp.numel() else x.new_zeros(dp.shape[1:])
 
 
+def summed_gates(inputs: Inputs) -> int:
+    """The first gates whose sums of x and products backward finds in x, not among the products."""
+    found, kind = library_for(inputs.x)
+    return stepwise.summed(found.functions, inputs.cell, kind)
+
+
+def library_for(x: Tensor) -> tuple[library.Library, str]:
+    """The library, and the kind of product, for scans of x."""
+    found, reason = library.find(x.device)
+    kind = kind_of(x.dtype, precision_of(x.dtype))
+    assert found is not None and kind is not None, reason
+    return found, kind
+
+
+def layer(projection: Projection, inputs: Inputs, keep: bool) -> tuple[Found, Tensor, Maybe]:
+    """A whole layer, as `rnnkit.ops.layer.Whole` has it. What backward needs of the products is not
+    computed again where x has room for it.
+    """
+    full = in_full(inputs, projection.x(inputs.equations, inputs.x.shape).contiguous())
+    backend, cell = dispatch.choose(full), inputs.equations
+    # Backward needs the product of an inner step without x, to compute it again.
+    if not keep or backend.scan is not scan or cell.norm is not None or cell.inner is not None:
+        return backend.scan(full), full.x, ()
+    found, products = scan_and_keep(full)
+    return found, full.x, (products,)
+
+
+def layer_backward(
+    projection: Projection,
+    inputs: Inputs,
+    states: tuple[Tensor, Tensor],
+    kept: Maybe,
+    arriving: Arriving,
+    wanted: Sequence[bool],
+) -> Maybe:
+    if not kept:
+        return backward_by_torch(projection, inputs, states, kept, arriving, wanted)
+    full = in_full(inputs, inputs.x)
+    (products,) = kept
+    assert products is not None
+    prev = previous(full, (states[0], *states[1].unbind()))
+    found = backward(native.ready(full), prev, products, None, *arriving)
+    q = fed(full, (), prev.unbind(), products)
+    return through_projection(
+        projection, inputs, with_weights(full, q, found, products, None), wanted
+    )
+
+
+WHOLE = Whole("cuda", False, nothing, layer, layer_backward)
+
+
 def launch(
     inputs: Inputs, backward: bool, tensors: dict[str, Tensor], more: dict[str, int]
 ) -> None:
     """Plans and launches; `tensors` are those of the form, `more` arguments of the scan."""
     x, (_, B, N, _, H) = inputs.x, inputs.x.shape
-    found, reason = library.find(x.device)
-    kind = kind_of(x.dtype, precision_of(x.dtype))
-    assert found is not None and kind is not None, reason
+    found, kind = library_for(x)
     chosen = planned(inputs.cell, kind, backward, H, B, N, x.device)
     if isinstance(chosen, Plan):
         run(found, chosen, kind, inputs, backward, tensors, more)

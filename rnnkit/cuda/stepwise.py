@@ -70,6 +70,13 @@ def find(functions: ctypes.CDLL, cell: str, kind: str) -> Any:
     return found and ctypes.c_void_p(found)
 
 
+@lru_cache
+def summed(functions: ctypes.CDLL, cell: str, kind: str) -> int:
+    """Of a cell in every form: the first gates whose sums of x and products backward finds in x."""
+    functions.rnnkit_summed.restype = ctypes.c_int64
+    return int(functions.rnnkit_summed(find(functions, cell, kind)))
+
+
 def why_not(cell: str, H: int, B: int, N: int) -> str | None:
     """Why a problem of a cell that `find` finds cannot run step by step; None if it can."""
     largest = max(B * N, N * cells.find(cell).gates * H)

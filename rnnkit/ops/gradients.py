@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,7 +27,21 @@ def gradients(
     """dx, dw, db, ds0 and dp: all that is parallel in time here, the rest in the backend."""
     prev, n, scale = products_again(inputs, states)
     q = fed(inputs, seen_gates(inputs), prev.unbind(0), n)
-    dx, dr, ds0, dp = backend.scan_backward(inputs, prev, n, scale, *arriving)
+    found = backend.scan_backward(inputs, prev, n, scale, *arriving)
+    return with_weights(inputs, q, found, n, scale)
+
+
+def with_weights(
+    inputs: Inputs,
+    q: Sequence[Tensor],
+    found: tuple[Tensor, Tensor, Tensor, Tensor],
+    n: Tensor,
+    scale: Tensor | None,
+) -> Gradients:
+    """`gradients`, given those that a backend's `scan_backward` found, and what each product was
+    fed.
+    """
+    dx, dr, ds0, dp = found
     db = None if inputs.b is None else dr.sum((0, 1)).flatten(1)
     if scale is not None:
         dx, dr, dp = through_norm(inputs, n, scale, dx, dr, dp)

@@ -15,7 +15,7 @@ from torch import Tensor
 from .. import dispatch
 from ..projection import Projection, with_groups
 from .check import check
-from .gradients import every_gradient
+from .gradients import Gradients, every_gradient
 from .scan import given, scan
 from .sequence import Inputs
 
@@ -28,9 +28,9 @@ Arriving = tuple[Tensor | None, Tensor | None, Tensor | None]
 class Whole(NamedTuple):
     """How a backend computes a whole layer; x is empty there, and w and b may lack the groups.
 
-    name: of the backend whose own kernels make x and alone know what forward kept; None if torch's
-    operations make x.
-    empty(shape, like): that x.
+    name: of the backend that alone knows what forward kept, None if any does.
+    norms: whether it makes an x whose norm has a gain, with its gradient.
+    empty(shape, like): that empty x.
     forward(projection, inputs, keep): output, cells and last; the x that backward gets; and what
     else it wants kept.
     backward(projection, inputs, (output, cells), kept, arriving, wanted): the gradients of the
@@ -39,6 +39,7 @@ class Whole(NamedTuple):
     """
 
     name: str | None
+    norms: bool
     empty: Callable[[tuple[int, ...], Tensor], Tensor]
     forward: Callable[[Projection, Inputs, bool], tuple[Found, Tensor, Maybe]]
     backward: Callable[
@@ -216,7 +217,15 @@ def backward_by_torch(
 ) -> Maybe:
     full = in_full(inputs, inputs.x)
     backend = dispatch.choose(full, backward=True)
-    dx, dw, db, ds0, dp = every_gradient(backend, full, states, None, arriving)
+    found = every_gradient(backend, full, states, None, arriving)
+    return through_projection(projection, inputs, found, wanted)
+
+
+def through_projection(
+    projection: Projection, inputs: Inputs, found: Gradients, wanted: Sequence[bool]
+) -> Maybe:
+    """What a whole layer's backward gives, of the gradients of its scan, by torch's operations."""
+    dx, dw, db, ds0, dp = found
     input, ih, b_ih, _ = projection
     rows = dx.reshape(-1, ih.numel() // ih.shape[-1])
     dinput = (rows @ ih.flatten(0, -2)).view(input.shape) if wanted[0] else None
@@ -231,4 +240,4 @@ def backward_by_torch(
     return dinput, dih, db_ih, None, dw.view(inputs.w.shape), of_b, ds0, dp
 
 
-BY_TORCH = Whole(None, nothing, forward_by_torch, backward_by_torch)
+BY_TORCH = Whole(None, False, nothing, forward_by_torch, backward_by_torch)
