@@ -73,7 +73,7 @@ def inputs_of(problem: Problem, T: int, device: torch.device) -> Inputs:
 
 
 def passes(backend: Any, inputs: Inputs, timer: Timer) -> tuple[float, float]:
-    """Seconds of a whole scan, forward and backward."""
+    """Seconds of a whole scan in training, forward and backward."""
     output, cells, _ = backend.scan(inputs)
     prev, n, scale = products_again(inputs, (output, *cells))
     arriving = torch.randn_like(output), None, None
@@ -82,9 +82,12 @@ def passes(backend: Any, inputs: Inputs, timer: Timer) -> tuple[float, float]:
         call()
         return statistics.median(timer(call, 1) for _ in range(TIMES))
 
-    # Backward takes n for its own.
-    backward = seconds(lambda: backend.scan_backward(inputs, prev, n.clone(), scale, *arriving))
-    return seconds(lambda: backend.scan(inputs)), backward - seconds(lambda: n.clone())
+    if backend is not cuda:
+        scan_backward = partial(backend.scan_backward, inputs, prev, n, scale, *arriving)
+        return seconds(lambda: backend.scan(inputs)), seconds(scan_backward)
+    given = *cuda.summed_up(inputs, n), scale, (output, cells), arriving
+    forward = cuda.scan_and_keep if cuda.keeps(inputs) else cuda.scan
+    return seconds(partial(forward, inputs)), seconds(partial(cuda.backward, *given))
 
 
 def times(backend: Any, problem: Problem, device: torch.device) -> Row:

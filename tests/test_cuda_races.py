@@ -127,7 +127,10 @@ def check_form(monkeypatch, emulated, form, kind, names, rows):
     for name in names:
         if has(name, kind, form):
             seed(emulated, 0)
-            on("cuda", sample(name, rows, DTYPES.get(kind, torch.float)))
+            inputs = sample(name, rows, DTYPES.get(kind, torch.float))
+            on("cuda", inputs)
+            if cuda_scan.keeps(inputs):
+                cuda_scan.scan_and_keep(inputs._replace(x=inputs.x.detach().contiguous()))
 
 
 def check_forms(monkeypatch, emulated):

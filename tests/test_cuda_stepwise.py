@@ -42,7 +42,6 @@ from rnnkit.cuda.plan import Gpu
 from rnnkit.dispatch import problem_of
 from rnnkit.native.recipes.cuda import KINDS as PRODUCTS
 from rnnkit.native.recipes.cuda import STEPWISE_KINDS
-from rnnkit.ops.gradients import gradients
 from rnnkit.ops.scan import scan
 
 __all__ = ["precision"]
@@ -258,7 +257,7 @@ def test_between_steps_states_are_in_float(cuda):
     output, cells, last = cuda_scan.scan(inputs)
     assert last[1] == 1 + T * little
     arriving = (None, torch.full_like(cells, little), inputs.s0)
-    ds0 = gradients(cuda_scan, inputs, (output, *cells), arriving)[3]
+    ds0 = cuda_scan.gradients(inputs, (output, cells), None, arriving)[3]
     assert ds0[1] == 1 + T * little
 
 

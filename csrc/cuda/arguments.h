@@ -10,9 +10,7 @@ struct Form {
     int64_t blocks;   // that share a group's units
     int64_t slices;   // that share the batch, each a group of blocks that waits for itself only
     int64_t chunks;   // of a slice, which take turns: while one is handed over, another is computed
-    // Backward: the states (S, T, B, N, H) with which each step was entered, and the products' own
-    // gradient where it is not dx.
-    const void* entered;
+    // Backward: the products' own gradient where it is not dx.
     void* dr;
     // Two buffers for what blocks hand over, zeroed: (2, N, slices * chunks * COLUMNS, pitch bytes);
     // how often each chunk's was, zeroed: (N, slices, chunks).

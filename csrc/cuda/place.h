@@ -25,6 +25,14 @@ struct Clock {
     // From the k-th step's time to the next one's; zero if there is none.
     DEVICE int onward(int k) const { return k + 1 >= a.T ? 0 : back ? -1 : 1; }
 
+    // From the time of a step that is not the first to that of the one before.
+    DEVICE int before() const { return back ? 1 : -1; }
+
+    // Whether the row's sequence begins at a step within its length.
+    DEVICE bool first(int t, int b) const {
+        return back ? t + 1 == a.T || !live(t + 1, b) : t == 0;
+    }
+
     // Both of a step. Most scans have neither lengths nor resets, and compute no addresses then.
     DEVICE void tell(int t, int b, bool& is_live, bool& is_fresh) const {
         is_live = true;

@@ -109,6 +109,12 @@ template <class T, class C> struct Unit {
         for (int k = 0; k < C::states; ++k) s[k] = v.fresh ? 0 : s[k];
     }
 
+    // What shows state k of every step, and where, as what shows its gradient has it.
+    DEVICE void* shown(int k) const { return k == 0 ? a.output : a.cells; }
+    DEVICE int64_t element(int t, int k) const {
+        return (k == 0 ? 0 : k - 1) * a.T * plane() + row(t) * a.H + at.j;
+    }
+
     // Whether forward may leave them so, in a dense x: what nobody else reads.
     static constexpr bool LEAVES = SUMMED > 0 && C::late == C::gates;
 
@@ -132,9 +138,7 @@ template <class T, class C> struct Unit {
                 next[k] = stays * s[k] + (1 - stays) * next[k];
             }
             if (v.live) s[k] = next[k];
-            void* const shown = k == 0 ? a.output : a.cells;
-            const int64_t before = k == 0 ? 0 : (k - 1) * a.T * plane();
-            put(shown, before + row(t) * a.H + at.j, v.live ? s[k] : 0);
+            put(shown(k), element(t, k), v.live ? s[k] : 0);
         }
     }
 
@@ -149,9 +153,6 @@ template <class T, class C> struct Unit {
     };
     using Behind = BehindOf<V>;
 
-    // Of state k among all states, and among those whose gradients `arriving` gives.
-    DEVICE int64_t entered(int t, int k) const { return k * a.T * plane() + row(t) * a.H + at.j; }
-    DEVICE int64_t arrived(int t, int k) const { return entered(t, k == 0 ? 0 : k - 1); }
     DEVICE const void* arriving(int k) const { return k == 0 ? a.doutput : a.dcells; }
 
     DEVICE BehindOf<S> load_behind(int t, int onward) const {
@@ -166,9 +167,15 @@ template <class T, class C> struct Unit {
             if (!NORM<C>) of_x = stored(a.x, gate(t, g), on * C::gates);
             if (g >= SUMMED) found.r[g] = stored(a.products, product(t, g), on * (C::gates - SUMMED));
         }
+        const bool first = clock.first(t, at.b);
+        const int64_t before = clock.before() * plane();
+        // Where there is such a step for the next one, too.
+        const int earlier = t + onward + clock.before();
+        const int64_t on_states = earlier >= 0 && earlier < a.T ? on : 0;
         for (int k = 0; k < C::states; ++k) {
-            found.s[k] = stored(form.entered, entered(t, k), on);
-            if (arriving(k)) found.arriving[k] = stored(arriving(k), arrived(t, k), on);
+            if (!first && !found.fresh) found.s[k] = stored(shown(k), element(t, k) + before, on_states);
+            if (first && !found.fresh && a.s0) found.s[k] = stored(a.s0, state(k));
+            if (arriving(k)) found.arriving[k] = stored(arriving(k), element(t, k), on);
         }
         return found;
     }

@@ -12,7 +12,6 @@ class Form(NamedTuple):
     blocks: int
     slices: int
     chunks: int
-    entered: int
     dr: int
     exchange: int
     arrivals: int

@@ -13,7 +13,14 @@ from .. import dispatch
 from ..cells import find
 from ..native import arguments as native
 from ..ops.allocate import allocate
-from ..ops.gradients import with_weights
+from ..ops.gradients import (
+    Gradients,
+    contract_states,
+    of_bias,
+    products_again,
+    seen_gates,
+    with_weights,
+)
 from ..ops.layer import (
     Arriving,
     Found,
@@ -24,7 +31,7 @@ from ..ops.layer import (
     nothing,
     through_projection,
 )
-from ..ops.sequence import Inputs, previous
+from ..ops.sequence import Inputs
 from ..precision import precision_of
 from ..projection import Projection
 from ..reference.products import fed
@@ -36,7 +43,7 @@ from .plan import Gpu, Plan, clusters, kind_of, plan, stepwise_cycles
 if TYPE_CHECKING:
     from ..dispatch import Problem
 
-Gradients = tuple[Tensor, Tensor, Tensor, Tensor]
+States = tuple[Tensor, Tensor]
 # The directions of the runs of groups are bits of one number.
 MOST_RUNS = 63
 
@@ -124,16 +131,16 @@ def scan(inputs: Inputs) -> Found:
     return forward(native.ready(inputs), {})
 
 
-def forward(inputs: Inputs, more: dict[str, int]) -> Found:
-    output, states, last = allocate(inputs.x, inputs.cell)
-    results = {"output": output, "cells": states, "last": last}
-    launch(inputs, False, {}, more | {name: native.address(v) for name, v in results.items()})
-    return output, states, last
+def keeps(inputs: Inputs) -> bool:
+    """Whether `scan_and_keep` knows the cell. Backward needs the product of an inner step without
+    x, to compute it again.
+    """
+    return inputs.equations.norm is None and inputs.equations.inner is None
 
 
 def scan_and_keep(inputs: Inputs) -> tuple[Found, Tensor]:
     """`scan`, which leaves in x, which must be dense, the sums of x and products of some gates; and
-    the products of the others: what backward needs of both. Of cells without a norm or inner step.
+    the products of the others: what `backward` takes.
     """
     count = summed_gates(inputs)
     T, B, N, G, H = inputs.x.shape
@@ -142,50 +149,52 @@ def scan_and_keep(inputs: Inputs) -> tuple[Found, Tensor]:
     return forward(native.ready(inputs), kept), products
 
 
-def scan_backward(
-    inputs: Inputs,
-    prev: Tensor,
-    n: Tensor,
-    scale: Tensor | None,
-    doutput: Tensor | None,
-    dcells: Tensor | None,
-    dlast: Tensor | None,
-) -> Gradients:
-    """dx, dr, ds0 and dp, as `rnnkit.reference.scan.scan_backward`."""
+def forward(inputs: Inputs, more: dict[str, int]) -> Found:
+    """Of inputs that are ready."""
+    output, cells, last = allocate(inputs.x, inputs.cell)
+    results = {"output": output, "cells": cells, "last": last}
+    launch(inputs, False, more | {name: native.address(v) for name, v in results.items()})
+    return output, cells, last
+
+
+def gradients(inputs: Inputs, states: States, kept: None, arriving: Arriving) -> Gradients:
+    """dx, dw, db, ds0 and dp; states: output and cells."""
+    prev, n, scale = products_again(inputs, (states[0], *states[1].unbind()))
+    q = fed(inputs, seen_gates(inputs), prev.unbind(), n)
+    found = backward(*summed_up(inputs, n), scale, states, arriving)
+    return with_weights(inputs, q, found, n, scale)
+
+
+def summed_up(inputs: Inputs, n: Tensor) -> tuple[Inputs, Tensor]:
+    """x and products as `scan_and_keep` leaves them, of all products, in the place of which they
+    are.
+    """
     inputs, count = native.ready(inputs), summed_gates(inputs)
-    if count > 0:
-        x, n = inputs.x, n.contiguous()  # it was made for this call alone
-        products = n[:, :, :, count:].clone(memory_format=torch.contiguous_format)
-        n[:, :, :, :count] += x[:, :, :, :count]
-        n[:, :, :, count:] = x[:, :, :, count:]
-        inputs, n = inputs._replace(x=n), products
-    return backward(inputs, prev, n, scale, doutput, dcells, dlast)
+    if count == 0:
+        return inputs, n
+    x, n = inputs.x, n.contiguous()
+    products = n[:, :, :, count:].clone(memory_format=torch.contiguous_format)
+    n[:, :, :, :count] += x[:, :, :, :count]
+    n[:, :, :, count:] = x[:, :, :, count:]
+    return inputs._replace(x=n), products
 
 
 def backward(
-    inputs: Inputs,
-    prev: Tensor,
-    products: Tensor,
-    scale: Tensor | None,
-    doutput: Tensor | None,
-    dcells: Tensor | None,
-    dlast: Tensor | None,
-) -> Gradients:
-    """The same of inputs that are ready, with x and products as `scan_and_keep` leaves them."""
+    inputs: Inputs, products: Tensor, scale: Tensor | None, states: States, arriving: Arriving
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """dx, dr, ds0 and dp, of inputs that are ready."""
     x, cell, (_, B, N, _, H) = inputs.x, inputs.equations, inputs.x.shape
     dx = x.new_empty(x.shape)
     dr = dx if cell.additive else x.new_empty(x.shape)
     ds0 = x.new_empty(cell.states, B, N, H)
-    wide = torch.promote_types(x.dtype, torch.float32)
-    dp = x.new_empty(B, N, cell.rows - cell.gains, H, dtype=wide)
-    tensors = {"products": products, "doutput": doutput, "dcells": dcells, "dlast": dlast}
-    tensors["scales"] = None if scale is None else scale[..., 0]
-    dense = {name: native.dense(v) for name, v in tensors.items()}
-    dense |= {"dx": dx, "ds0": ds0, "dp": dp}
-    form = {"entered": prev.contiguous(), "dr": dr}
-    more = {name: native.address(v) for name, v in dense.items()}
-    launch(inputs, True, form, more)
-    return dx, dr, ds0, dp.sum(0).to(x.dtype) if dp.numel() else x.new_zeros(dp.shape[1:])
+    wide, rows = torch.promote_types(x.dtype, torch.float32), cell.rows - cell.gains
+    dp = x.new_empty(B, N, rows, H, dtype=wide)
+    given = {"products": products, "scales": None if scale is None else scale[..., 0]}
+    given |= dict(zip(("output", "cells"), states, strict=True))
+    given |= dict(zip(("doutput", "dcells", "dlast"), arriving, strict=True))
+    dense = {name: native.dense(v) for name, v in given.items()} | {"dx": dx, "ds0": ds0, "dp": dp}
+    launch(inputs, True, {name: native.address(v) for name, v in dense.items()}, dr)
+    return dx, dr, ds0, dp.sum(0).to(x.dtype) if rows else x.new_empty(N, 0, H)
 
 
 def summed_gates(inputs: Inputs) -> int:
@@ -207,9 +216,8 @@ def layer(projection: Projection, inputs: Inputs, keep: bool) -> tuple[Found, Te
     computed again where x has room for it.
     """
     full = in_full(inputs, projection.x(inputs.equations, inputs.x.shape).contiguous())
-    backend, cell = dispatch.choose(full), inputs.equations
-    # Backward needs the product of an inner step without x, to compute it again.
-    if not keep or backend.scan is not scan or cell.norm is not None or cell.inner is not None:
+    backend = dispatch.choose(full)
+    if not keep or backend.scan is not scan or not keeps(full):
         return backend.scan(full), full.x, ()
     found, products = scan_and_keep(full)
     return found, full.x, (products,)
@@ -218,38 +226,32 @@ def layer(projection: Projection, inputs: Inputs, keep: bool) -> tuple[Found, Te
 def layer_backward(
     projection: Projection,
     inputs: Inputs,
-    states: tuple[Tensor, Tensor],
+    states: States,
     kept: Maybe,
     arriving: Arriving,
     wanted: Sequence[bool],
 ) -> Maybe:
     if not kept:
         return backward_by_torch(projection, inputs, states, kept, arriving, wanted)
-    full = in_full(inputs, inputs.x)
-    (products,) = kept
+    full, (products,) = in_full(inputs, inputs.x), kept
     assert products is not None
-    prev = previous(full, (states[0], *states[1].unbind()))
-    found = backward(native.ready(full), prev, products, None, *arriving)
-    q = fed(full, (), prev.unbind(), products)
-    return through_projection(
-        projection, inputs, with_weights(full, q, found, products, None), wanted
-    )
+    dx, dr, ds0, dp = backward(native.ready(full), products, None, states, arriving)
+    dw, db = contract_states(full, dr, states[0]), of_bias(full, dr)
+    return through_projection(projection, inputs, (dx, dw, db, ds0, dp), wanted)
 
 
 WHOLE = Whole("cuda", False, nothing, layer, layer_backward)
 
 
-def launch(
-    inputs: Inputs, backward: bool, tensors: dict[str, Tensor], more: dict[str, int]
-) -> None:
-    """Plans and launches; `tensors` are those of the form, `more` arguments of the scan."""
+def launch(inputs: Inputs, backward: bool, more: dict[str, int], dr: Tensor | None = None) -> None:
+    """Plans and launches; `more`: arguments of the scan, dr: of the form."""
     x, (_, B, N, _, H) = inputs.x, inputs.x.shape
     found, kind = library_for(x)
     chosen = planned(inputs.cell, kind, backward, H, B, N, x.device)
     if isinstance(chosen, Plan):
-        run(found, chosen, kind, inputs, backward, tensors, more)
+        run(found, chosen, kind, inputs, backward, more, dr)
     else:
-        stepwise.run(found, kind, inputs, backward, tensors, more)
+        stepwise.run(found, kind, inputs, backward, more, dr)
 
 
 def run(
@@ -258,8 +260,8 @@ def run(
     kind: str,
     inputs: Inputs,
     backward: bool,
-    tensors: dict[str, Tensor],
     more: dict[str, int],
+    dr: Tensor | None,
 ) -> None:
     """Launches by a plan."""
     x = inputs.x
@@ -275,8 +277,7 @@ def run(
             chosen.blocks,
             chosen.slices,
             chosen.chunks,
-            native.address(tensors.get("entered")),
-            native.address(tensors.get("dr")),
+            native.address(dr),
             place,
             place + size,
             chosen.pitch,

@@ -90,10 +90,10 @@ def run(
     kind: str,
     inputs: Inputs,
     backward: bool,
-    tensors: dict[str, Tensor],
     more: dict[str, int],
+    dr: Tensor | None,
 ) -> None:
-    """Runs all steps; `tensors` are those of the form, `more` arguments of the scan."""
+    """Runs all steps; `more`: arguments of the scan, dr: of the form."""
     x, S = inputs.x, inputs.equations.states
     _, B, N, G, H = x.shape
     wide = torch.promote_types(x.dtype, torch.float32)
@@ -107,11 +107,7 @@ def run(
     with torch.cuda.device_of(x):
         steps = Steps(handle(x), gemm()[0], **{k: v.data_ptr() for k, v in buffers.items()})
         stream = torch.cuda.current_stream(x.device).cuda_stream if x.is_cuda else 0
-        form = Form(*(0,) * len(Form._fields))._replace(
-            entered=native.address(tensors.get("entered")),
-            dr=native.address(tensors.get("dr")),
-            stream=stream,
-        )
+        form = Form(*(0,) * len(Form._fields))._replace(dr=native.address(dr), stream=stream)
         code = found.functions.rnnkit_stepwise_launch(
             find(found.functions, inputs.cell, kind),
             ctypes.c_int64(backward),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..reference.products import before_norm, fed, recurrent_gates
-from .sequence import Inputs, previous, products, valid
+from .sequence import Inputs, previous, products, runs, valid
 
 if TYPE_CHECKING:
     from ..dispatch import Backend
@@ -42,7 +42,7 @@ def with_weights(
     fed.
     """
     dx, dr, ds0, dp = found
-    db = None if inputs.b is None else dr.sum((0, 1)).flatten(1)
+    db = of_bias(inputs, dr)
     if scale is not None:
         dx, dr, dp = through_norm(inputs, n, scale, dx, dr, dp)
     pairs = [(dr[:, :, :, k], v) for k, v in zip(products(inputs), q, strict=True)]
@@ -104,9 +104,33 @@ def through_norm(
     return dx, before, torch.cat([dgain, dp], 1)
 
 
+def of_bias(inputs: Inputs, dr: Tensor) -> Tensor | None:
+    """The gradient (N, G * H) of the recurrent bias, if there is one."""
+    return None if inputs.b is None else dr.sum((0, 1)).flatten(1)
+
+
 def contract(dr: Tensor, q: Tensor) -> Tensor:
     """The gradient (N, G * H, H) of weights that met q (T, B, N, H) and got dr (T, B, N, G, H)."""
     if dr.shape[2] == 1:
         return (dr.flatten(3).flatten(0, 2).mT @ q.flatten(0, 2)).unsqueeze(0)
     rows = dr.flatten(3).flatten(0, 1).transpose(0, 1)
     return rows.mT @ q.flatten(0, 1).transpose(0, 1)
+
+
+def contract_states(inputs: Inputs, dr: Tensor, output: Tensor) -> Tensor:
+    """The same of weights that met h, of which output has every step's, of a cell without an inner
+    step.
+    """
+    starts_anywhere = inputs.lengths is not None and any(inputs.reverse)
+    if inputs.d is not None or inputs.resets is not None or starts_anywhere:
+        (h,) = previous(inputs, (output,))
+        return contract(dr, h if inputs.d is None else h * inputs.d)
+    found, values = [], (dr, output) if inputs.s0 is None else (dr, output, inputs.s0[:1])
+    for (step, back), (h, _), *first in zip(
+        *(runs(v, inputs.reverse, 2) for v in values), strict=True
+    ):
+        dw = contract(step[:-1], h[1:]) if back else contract(step[1:], h[:-1])
+        for h0, _ in first:
+            dw = dw + contract(step[-1:] if back else step[:1], h0)
+        found.append(dw)
+    return found[0] if len(found) == 1 else torch.cat(found)

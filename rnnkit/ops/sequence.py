@@ -109,12 +109,13 @@ def flags(inputs: Inputs) -> Tensor | None:
 
 
 def previous(inputs: Inputs, states: Sequence[Tensor]) -> Tensor:
-    """The states (S, T, B, N, H) with which each step was entered; each of `states` is (T, ...)."""
+    """The states (S, T, B, N, H) with which each step was entered; the first S are given, each
+    (T, ...)."""
     S, (T, B, N, H) = len(states), states[0].shape
     if inputs.s0 is None:
         first: Sequence[Tensor] = [inputs.x.new_zeros(1, B, N, H)] * S
     else:
-        first = inputs.s0.split(1)
+        first = inputs.s0[:S].split(1)
     parts = []
     for run in zip(*(runs(v, inputs.reverse, 2) for v in (*states, *first)), strict=True):
         values, back = [v for v, _ in run], run[0][1]
