@@ -342,6 +342,8 @@ def test_why_not(cuda):
 
     assert reason() is None and reason(H=30000) is None and reason(dtype=torch.double) is None
     assert "2147483647" in reason(H=2**29) and "2147483647" in reason(B=2**31)
+    assert reason(B=2**20 - 1, H=2**9) is None
+    assert "B * N * G * H = 2147483648 gates" in reason(B=2**20, H=2**9)
 
 
 def test_float64_has_one_form(cuda, monkeypatch):

@@ -10,6 +10,7 @@ struct Form {
     int64_t blocks;   // that share a group's units
     int64_t slices;   // that share the batch, each a group of blocks that waits for itself only
     int64_t chunks;   // of a slice, which take turns: while one is handed over, another is computed
+    int64_t plane;    // B * N * H: the units of a step
     // Backward: the products' own gradient where it is not dx.
     void* dr;
     // Two buffers for what blocks hand over, zeroed: (2, N, slices * chunks * COLUMNS, pitch bytes);

@@ -27,6 +27,7 @@ template <class Kind, class C, int UNIT_TILES, Via VIA> struct Backward {
     Block block;
     // What a step reads, where threads take turns.
     typename Unit::template BehindOf<typename Block::S> coming;
+    typename Unit::Found found = {};
 
     DEVICE Backward(const Arguments& a, const Form& form, const Layout& layout)
         : a(a), block(a, form, layout) {}
@@ -36,16 +37,22 @@ template <class Kind, class C, int UNIT_TILES, Via VIA> struct Backward {
 
     DEVICE void run() {
         block.round([&](int c) { begin(c); });
-        for (int k = 0; k <= a.T; ++k) {
+        for (int k = 0; k <= int(a.T); ++k) {
             block.begin_step(k);
-            block.round([&](int c) { multiply(k, c); });
-            if (k == a.T) return;
-            if constexpr (C::normalises) block.round([&](int c) { through_norm_within(k, c); });
+            const auto rest = [&](int c) { store(k, c); };
+            block.round([&](int c) { multiply(k, c); }, rest);
+            if (k == int(a.T)) return;
+            if constexpr (C::normalises) block.round([&](int c) { through_norm_within(k, c); }, rest);
             if constexpr (NORM<C>) block.round([&](int c) { through_norm<Last>(k, c); });
-            if constexpr (Block::INNER) block.round([&](int c) { through_inner(k, c); });
+            if constexpr (Block::INNER) block.round([&](int c) { through_inner(k, c); }, rest);
             if constexpr (Block::INNER && NORM<C>)
                 block.round([&](int c) { through_norm<Early>(k, c); });
         }
+    }
+
+    DEVICE void store(int k, int c) {
+        block.unit(block.element(c)).store(time(k), found);
+        found.last = 0;
     }
 
     DEVICE void begin(int c) {
@@ -61,7 +68,7 @@ template <class Kind, class C, int UNIT_TILES, Via VIA> struct Backward {
     }
 
     DEVICE void prepare(int k, const Unit& u) {
-        if (k < a.T) coming = u.load_behind(time(k), 0);
+        if (k < int(a.T)) coming = u.load_behind(time(k));
     }
 
     // Of those whose turn comes next.
@@ -103,22 +110,23 @@ template <class Kind, class C, int UNIT_TILES, Via VIA> struct Backward {
                 normalise(k + 1, at, u);
             }
         }
-        typename Unit::template BehindOf<typename Block::S> loaded = {};
-        if (k < a.T) loaded = read(k, u, -block.clock.onward(k));
+        // The end has no step to read, but may.
+        const int last = int(a.T) - 1;
+        const auto loaded = read(k < last ? k : last, u, -block.clock.next(k));
         if (k > 0) block.template receive<Early>(k, c);
         else block.wait(c);
         if (at.idle()) return prepare_next(k, at);
         const Behind v = u.widened(loaded);
         float ds[C::states];
         collect(k, at, u, ds);
-        if (k == a.T) return end(at, u, ds);
+        if (k == int(a.T)) return end(at, u, ds);
         if constexpr (C::normalises) before_norm_within(k, at, u, v, value, ds);
         else through_step(k, at, u, v, {}, ds);
     }
 
     // Hands over what others need to normalise the value of a step.
     DEVICE void normalise(int k, const Element& at, const Unit& u) {
-        if (k >= a.T) return;
+        if (k >= int(a.T)) return;
         const float value[1] = {normalised(at, u, u.behind(time(k)))};
         block.kept(at, C::gates) = value[0];
         block.template with_norm<VALUE, 1>(k, at, [&](auto norm) { norm.hand_over(value); });
@@ -163,8 +171,8 @@ template <class Kind, class C, int UNIT_TILES, Via VIA> struct Backward {
     DEVICE void through_step(int k, const Element& at, const Unit& u, const Behind& v,
                              const Within& within, float (&ds)[C::states]) {
         float dr[C::gates];
-        u.vjp(time(k), v, block.own(at), UNITS, ds, dr, &block.summed(at, 0), block.distance(),
-              within);
+        found = u.vjp(time(k), v, block.own(at), UNITS, ds, dr, &block.summed(at, 0),
+                      block.distance(), within);
         block.set(at, ds);
         for (int g = 0; g < Last::FIRST; ++g) block.kept(at, g) = dr[g];
         before_product<Last>(k, at, v, dr);
@@ -221,7 +229,8 @@ template <class Kind, class C, int UNIT_TILES, Via VIA> struct Backward {
         for (int g = 0; g < C::late; ++g) dr[g] = block.kept(at, g);
         float dq[1];
         block.template products<Last>(at, dq);
-        u.inner_vjp(time(k), v, block.own(at), UNITS, u.at.exists ? u.dropped(dq[0]) : 0, ds, dr);
+        const float dropped = u.at.exists ? u.dropped(dq[0]) : 0;
+        found = u.inner_vjp(time(k), v, block.own(at), UNITS, dropped, ds, dr);
         block.set(at, ds);
         before_product<Early>(k, at, v, dr);
     }

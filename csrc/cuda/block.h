@@ -98,6 +98,7 @@ template <class Kind, class C, int UNIT_TILES, bool BACKWARD, Via VIA> struct Bl
           slice(block_y() % int(form.slices)), first_unit(block_x() * UNITS) {
         early.hold(a, clock.n, first_unit, sums());
         if constexpr (INNER) late.hold(a, clock.n, first_unit, sums());
+        else early.clear(sums());
         char* const rest = after_state() + Exchange::shared_bytes(form.pitch, form.chunks);
         early.keep(a, clock.n, first_unit, rest);
         if constexpr (INNER)
@@ -133,18 +134,22 @@ template <class Kind, class C, int UNIT_TILES, bool BACKWARD, Via VIA> struct Bl
         return {i % UNITS, i / UNITS, chunk};
     }
 
+    // What does not exist stands at the first place that is the block's own, which always does, so
+    // that it may be read.
     DEVICE Unit unit(const Element& at) const {
-        const int b = (slice * int(form.chunks) + at.chunk) * COLUMNS + at.column;
-        const int j = first_unit + at.unit;
-        const bool exists = at.column < COLUMNS && b < a.B && j < a.H;
-        return {a, form, clock, {b, clock.n, j, exists}};
+        const int first_row = slice * chunks() * COLUMNS;
+        const int b = first_row + at.chunk * COLUMNS + at.column, j = first_unit + at.unit;
+        const bool in_batch = at.column < COLUMNS && (VIA == Via::BLOCK || b < int(a.B));
+        const bool exists = in_batch && j < int(a.H);
+        return {a, form, clock,
+                {exists ? b : first_row, clock.n, exists ? j : first_unit, exists}};
     }
 
     // The first of an element's values, which lie `distance()` apart.
     DEVICE static float* values(const Element& at) {
         return state() + (at.chunk * COLUMNS + at.column) * UNITS + at.unit;
     }
-    DEVICE int distance() const { return int(form.chunks) * COLUMNS * UNITS; }
+    DEVICE int distance() const { return chunks() * COLUMNS * UNITS; }
 
     DEVICE void get(const Element& at, float (&s)[C::states]) const {
         for (int k = 0; k < C::states; ++k) s[k] = values(at)[k * distance()];
@@ -163,13 +168,21 @@ template <class Kind, class C, int UNIT_TILES, bool BACKWARD, Via VIA> struct Bl
         turn = k % TURNS;
     }
 
-    // A stage of a step, for every chunk: it waits for the round before and ends with one.
-    template <class Stage> DEVICE void round(const Stage& stage) {
-        for (int c = 0; c < form.chunks; ++c) {
+    // A block by itself has one row, and so one chunk.
+    DEVICE int chunks() const { return VIA == Via::BLOCK ? 1 : int(form.chunks); }
+
+    // A stage of a step, for every chunk: it waits for the round before and ends with one. `rest` is
+    // what others need not wait for.
+    template <class Stage, class Rest> DEVICE void round(const Stage& stage, const Rest& rest) {
+        for (int c = 0; c < chunks(); ++c) {
             stage(c);
             exchange.arrive(c);
+            rest(c);
         }
         ++exchange.rounds;
+    }
+    template <class Stage> DEVICE void round(const Stage& stage) {
+        round(stage, [](int) {});
     }
     DEVICE void wait(int chunk) const { exchange.wait(chunk); }
 
@@ -184,7 +197,7 @@ template <class Kind, class C, int UNIT_TILES, bool BACKWARD, Via VIA> struct Bl
 
     // An element's products: forward, of each of W's gates.
     template <class W> DEVICE void products(const Element& at, float (&found)[W::ROW_GATES]) const {
-        weights<W>().sum(sums(), at.unit, at.column, found);
+        weights<W>().template sum<!INNER>(sums(), at.unit, at.column, found);
     }
 
     template <class W> DEVICE const W& weights() const {
@@ -200,7 +213,7 @@ template <class Kind, class C, int UNIT_TILES, bool BACKWARD, Via VIA> struct Bl
         constexpr int gates = BACKWARD ? W::COUNT : 1, size = sizeof(S);
         char* const own = exchange.row(step, at.chunk, at.column) + offset<W>() + first_unit * size;
         const int padded = int(W::padded(a.H));
-        if (first_unit + at.unit < a.H)
+        if (first_unit + at.unit < int(a.H))
             for (int g = 0; g < gates; ++g)
                 reinterpret_cast<S*>(own)[g * padded + at.unit] = operand<Kind>(v[g]);
         exchange.template share<UNITS, gates, UNITS * size>(

@@ -17,6 +17,7 @@
 //   mma<S>(c, a, b), round_tf32(value)    c += a @ b by a warp: see instructions.h
 //   load_acquire(flag), pause()           between blocks: see instructions.h
 //   add_release(flag, count), load_l2(from), prefetch(from)
+//   settled(v), here(number)              v as it is: see instructions.h
 //
 //   HAS_CLUSTERS                          whether the GPU that is compiled for can run what follows
 //   cluster_rank(), cluster_synchronise(), peer_address(own, rank)

@@ -31,7 +31,7 @@ template <int COLUMNS> struct L2Exchange {
 
     DEVICE char* row(int step, int chunk, int column) const {
         const int index = (step % 2 * blocks_y() + block_y()) * int(form.chunks) + chunk;
-        return form.exchange + (int64_t(index) * COLUMNS + column) * form.pitch;
+        return form.exchange + int64_t(index * COLUMNS + column) * int(form.pitch);
     }
 
     DEVICE static uint4 load(const uint4* from) { return load_l2(from); }

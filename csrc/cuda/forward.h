@@ -23,21 +23,23 @@ template <class Kind, class C, int UNIT_TILES, Via VIA> struct Forward {
     Block block;
     // What a step reads, where threads take turns.
     typename Unit::template AheadOf<typename Block::S> coming;
+    typename Unit::Left left = {};
 
     DEVICE Forward(const Arguments& a, const Form& form, const Layout& layout)
         : a(a), block(a, form, layout) {}
 
     DEVICE void run() {
         block.round([&](int c) { begin(c); });
-        for (int k = 0; k < a.T; ++k) {
+        for (int k = 0; k < int(a.T); ++k) {
             block.begin_step(k);
-            block.round([&](int c) { multiply<Early>(k, c); });
-            if constexpr (NORM<C>) block.round([&](int c) { normalise<Early>(k, c); });
-            if constexpr (INNER) block.round([&](int c) { multiply<Late>(k, c); });
-            if constexpr (INNER && NORM<C>) block.round([&](int c) { normalise<Late>(k, c); });
-            if constexpr (C::normalises) block.round([&](int c) { normalise_within(k, c); });
+            const auto rest = [&](int c) { store(k, c); };
+            block.round([&](int c) { multiply<Early>(k, c); }, rest);
+            if constexpr (NORM<C>) block.round([&](int c) { normalise<Early>(k, c); }, rest);
+            if constexpr (INNER) block.round([&](int c) { multiply<Late>(k, c); }, rest);
+            if constexpr (INNER && NORM<C>) block.round([&](int c) { normalise<Late>(k, c); }, rest);
+            if constexpr (C::normalises) block.round([&](int c) { normalise_within(k, c); }, rest);
         }
-        for (int c = 0; c < block.form.chunks; ++c) end(c);
+        for (int c = 0; c < block.chunks(); ++c) end(c);
     }
 
     DEVICE void begin(int c) {
@@ -59,15 +61,20 @@ template <class Kind, class C, int UNIT_TILES, Via VIA> struct Forward {
         block.unit(at).leave(s);
     }
 
+    DEVICE void store(int k, int c) {
+        block.unit(block.element(c)).store(block.clock.time(k), left);
+        left.any = false;
+    }
+
     template <class W> DEVICE void feed(int k, const Element& at, const Unit& u, float q) {
         // Nobody waits for the last h, and to a cluster's block that has returned none may come.
-        if (VIA == Via::CLUSTER && k == a.T) return;
+        if (VIA == Via::CLUSTER && k == int(a.T)) return;
         const float fed = u.at.exists ? u.dropped(q) : 0;
         block.template hand_over<W>(k, at, &fed);
     }
 
     DEVICE void prepare(int k, const Unit& u) {
-        if (k < a.T) coming = u.load_ahead(block.clock.time(k), 0, true);
+        if (k < int(a.T)) coming = u.load_ahead(block.clock.time(k), true);
     }
 
     // Of those whose turn comes next.
@@ -83,11 +90,11 @@ template <class Kind, class C, int UNIT_TILES, Via VIA> struct Forward {
             auto found = coming;
             for (int g = 0; g < C::gates; ++g) found.x[g] = wanted ? found.x[g] : 0;
             return found;
-        } else return u.load_ahead(block.clock.time(k), onward, wanted);
+        } else return u.load_ahead(block.clock.time(k), wanted, onward);
     }
     DEVICE auto again(int k, const Unit& u, bool first) const {
         const bool wanted = NORMED<C> != Normed::SUMS;
-        const int onward = first && NORMED<C> == Normed::PRODUCTS ? block.clock.onward(k) : 0;
+        const int onward = first && NORMED<C> == Normed::PRODUCTS ? block.clock.next(k) : 0;
         return read(k, u, wanted, onward);
     }
 
@@ -96,7 +103,7 @@ template <class Kind, class C, int UNIT_TILES, Via VIA> struct Forward {
         const Element at = block.element(c);
         const Unit u = block.unit(at);
         const bool wanted = NORMED<C> != Normed::PRODUCTS;
-        const int onward = wanted && W::FIRST == 0 ? block.clock.onward(k) : 0;
+        const int onward = wanted && W::FIRST == 0 ? block.clock.next(k) : 0;
         const auto loaded = read(k, u, wanted, onward);
         block.template receive<W>(k, c);
         if (at.idle()) return W::FIRST == 0 ? prepare_next(k, at) : void();
@@ -182,7 +189,7 @@ template <class Kind, class C, int UNIT_TILES, Via VIA> struct Forward {
                         float (&r)[C::gates], float value, float n) {
         float s[C::states], p[C::rows + 1];
         enter(at, u, v, s, p);
-        u.advance(block.clock.time(k), v, r, p, value, n, s);
+        left = u.advance(block.clock.time(k), v, r, p, value, n, s);
         block.set(at, s);
         feed<Early>(k + 1, at, u, s[0]);
     }

@@ -110,6 +110,26 @@ DEVICE uint4 load_l2(const uint4* from) {
     return value;
 }
 
+// A number as it is, which the compiler would find anew at every use.
+DEVICE int settled(int number) {
+    asm("" : "+r"(number));
+    return number;
+}
+
+// A number of which nothing is to be made before it is needed: before a loop it would take registers.
+DEVICE int here(int number) {
+    asm volatile("" : "+r"(number));
+    return number;
+}
+
+// A global address as it is, of which others are to be made. The compiler would make each of them of
+// all that this one was made of, in as many instructions.
+template <class T> DEVICE T* settled(T* address) {
+    asm("" : "+l"(address));
+    __builtin_assume(__isGlobal(address));
+    return address;
+}
+
 // Has the L2 bring what will be loaded, some steps of work later.
 DEVICE void prefetch(const void* from) {
     asm volatile("prefetch.global.L2 [%0];" :: "l"(__cvta_generic_to_global(from)));

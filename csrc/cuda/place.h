@@ -5,6 +5,13 @@
 
 namespace rnnkit {
 
+// Whether there is an argument that most calls leave out: what serves it is out of the others' way.
+DEVICE bool seldom(const void* argument) { return __builtin_expect(argument != nullptr, 0); }
+
+// How far on so many strides are, of what most calls leave out; they have 32 bits
+// (rnnkit/cuda/scan.py).
+DEVICE int64_t strides(int count, int64_t stride) { return int64_t(here(count)) * int(stride); }
+
 // A unit of a row of the batch; `exists` is false past the last one.
 struct Place {
     int b, n, j;
@@ -14,45 +21,46 @@ struct Place {
 // Which way time runs for a group, and where a row's sequence begins, ends and is parted.
 struct Clock {
     const Arguments& a;
-    int n;
-    bool back;
+    const int n;
+    const int onward;  // from the time of a step to that of the next one
+    const int begin;   // the time of the first one
 
     DEVICE Clock(const Arguments& a, int n)
-        : a(a), n(n), back(a.reverse >> (n / (a.N / a.runs)) & 1) {}
+        : a(a), n(n), onward(settled(a.reverse >> (n / int(a.N / a.runs)) & 1 ? -1 : 1)),
+          begin(onward < 0 ? int(a.T) - 1 : 0) {}
 
-    DEVICE int time(int k) const { return back ? int(a.T) - 1 - k : k; }
+    DEVICE int time(int k) const { return begin + onward * k; }
 
     // From the k-th step's time to the next one's; zero if there is none.
-    DEVICE int onward(int k) const { return k + 1 >= a.T ? 0 : back ? -1 : 1; }
-
-    // From the time of a step that is not the first to that of the one before.
-    DEVICE int before() const { return back ? 1 : -1; }
+    DEVICE int next(int k) const { return k + 1 < int(a.T) ? onward : 0; }
 
     // Whether the row's sequence begins at a step within its length.
     DEVICE bool first(int t, int b) const {
-        return back ? t + 1 == a.T || !live(t + 1, b) : t == 0;
+        if (t == begin) return true;
+        return onward < 0 && seldom(a.lengths) && !live(t + 1, b);
     }
 
     // Both of a step. Most scans have neither lengths nor resets, and compute no addresses then.
     DEVICE void tell(int t, int b, bool& is_live, bool& is_fresh) const {
         is_live = true;
         is_fresh = false;
-        if (!a.lengths && !a.resets) return;
+        if (!seldom(a.lengths) && !seldom(a.resets)) return;
         is_live = live(t, b);
         is_fresh = fresh(t, b);
     }
 
     DEVICE bool live(int t, int b) const {
-        return !a.lengths || t < a.lengths[b * a.lengths_b + n * a.lengths_n];
+        return !a.lengths || t < a.lengths[strides(b, a.lengths_b) + strides(n, a.lengths_n)];
     }
 
     // Whether the row enters the step with a zero state: where a reset parts it from the step that
     // came before in the group's order.
     DEVICE bool fresh(int t, int b) const {
         if (!a.resets) return false;
-        const int reset = back ? t + 1 : t;
-        return reset < a.T && live(reset, b)
-               && a.resets[reset * a.resets_t + b * a.resets_b + n * a.resets_n];
+        const int reset = onward < 0 ? t + 1 : t;
+        return reset < int(a.T) && live(reset, b)
+               && a.resets[strides(reset, a.resets_t) + strides(b, a.resets_b)
+                           + strides(n, a.resets_n)];
     }
 };
 

@@ -187,13 +187,22 @@ template <class Kind, int ROW_TILES, int COLUMN_TILES, int HELD, int GATES> stru
         return reinterpret_cast<Gates<GATES>*>(sums + column * PITCH + unit * GATES);
     }
 
-    // What all warps together found of a unit, once they have met.
+    // Where it serves for nothing but this product, so that idle warps' sums stay zero.
+    DEVICE void clear(float* sums) const {
+        if (Kind::skips && warp() >= all)
+            for (int i = lane(); i < COLUMNS * PITCH; i += 32)
+                sums[warp() * COLUMNS * PITCH + i] = 0;
+    }
+
+    // What all warps together found of a unit, once they have met; if they are not `cleared`, of
+    // those that are not idle.
+    template <bool CLEARED>
     DEVICE void sum(float* sums, int unit, int column, float (&total)[GATES]) const {
 #pragma unroll
         for (int g = 0; g < GATES; ++g) total[g] = 0;
 #pragma unroll
         for (int w = 0; w < WARPS; ++w)
-            if (w < all) {
+            if (CLEARED || w < all) {
                 const Gates<GATES> v = *place(sums + w * COLUMNS * PITCH, unit, column);
 #pragma unroll
                 for (int g = 0; g < GATES; ++g) total[g] += v.of[g];

@@ -44,7 +44,8 @@ template <class S, class C> struct RowBackward {
             row.load_own(u, own);
             for (int i = 0; i < C::states; ++i) ds[i] = row.state(u, i);
             for (int g = 0; g < C::late; ++g) dr[g] = row.kept(u, g);
-            u.inner_vjp(t, u.behind(t), own, 1, u.dropped(row.product(u.state(0))), ds, dr);
+            const V dq = u.dropped(row.product(u.state(0)));
+            u.store(t, u.inner_vjp(t, u.behind(t), own, 1, dq, ds, dr));
             leave<typename Row::Early>(u, own, ds, dr);
         });
         through_norm<typename Row::Early>(t);
@@ -86,7 +87,7 @@ template <class S, class C> struct RowBackward {
         for (int i = 0; k == 0 && i < C::rows; ++i) *dp(u, i) = 0;
         typename Unit::Within found = {};
         if constexpr (C::normalises) found = within(u, norm);
-        u.vjp(t, u.behind(t), own, 1, ds, dr, dp(u, 0), row.a.H, found);
+        u.store(t, u.vjp(t, u.behind(t), own, 1, ds, dr, dp(u, 0), row.a.H, found));
         for (int g = 0; g < Last::FIRST; ++g) row.kept(u, g) = dr[g];
         leave<Last>(u, own, ds, dr);
     }

@@ -106,7 +106,7 @@ template <class S, class C> struct RowForward {
         Seen v = seen(t, u);
         const V value = C::normalises ? row.kept(u, VALUE) : 0;
         for (int i = 0; i < C::states; ++i) s[i] = v.s[i];
-        u.advance(t, v.ahead, v.r, v.p, value, (value - mean) * scale, s);
+        u.store(t, u.advance(t, v.ahead, v.r, v.p, value, (value - mean) * scale, s));
     }
 };
 

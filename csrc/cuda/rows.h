@@ -141,6 +141,8 @@ struct RowWeights : GateWeights<BACKWARD, FIRST, COUNT> {
                 = (total[r].x + total[r].y) + (total[r].z + total[r].w);
     }
 
+    DEVICE void clear(float*) const {}
+    template <bool CLEARED>
     DEVICE void sum(const float* sums, int unit, int, float (&total)[ROW_GATES]) const {
 #pragma unroll
         for (int g = 0; g < ROW_GATES; ++g) {

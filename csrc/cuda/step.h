@@ -20,9 +20,19 @@ template <class T, class C> struct Unit {
     const Clock& clock;
     Place at;
 
-    DEVICE int64_t row(int t) const { return (t * a.B + at.b) * a.N + at.n; }
-    DEVICE int64_t plane() const { return a.B * a.N * a.H; }
-    DEVICE int64_t state(int k) const { return k * plane() + (at.b * a.N + at.n) * a.H + at.j; }
+    // Within a step, 32 bits number all values: 64 would take several instructions for each product.
+    // Of a step that has so many values of each unit: how many they are; where the first one is, H
+    // before the next.
+    DEVICE int size(int count) const { return int(form.plane) * count; }
+    DEVICE int64_t index(int t, int count) const {
+        return uint64_t(unsigned(t)) * unsigned(size(count))
+               + unsigned(row() * count * int(a.H) + at.j);
+    }
+    DEVICE S* place(const void* of, int t, int count) const {
+        return settled(static_cast<S*>(const_cast<void*>(of)) + index(t, count));
+    }
+    DEVICE int row() const { return at.b * int(a.N) + at.n; }
+    DEVICE int64_t state(int k) const { return index(k, 1); }
 
     static DEVICE V value(const void* from, int64_t index) {
         return wide(static_cast<const S*>(from)[index]);
@@ -42,58 +52,58 @@ template <class T, class C> struct Unit {
         return (NORM<C> ? v * gain(own, pitch, g) : v) + own[g * pitch];
     }
 
-    // What is stored there, and what the memory is to bring from so far on, where it is told to.
-    static DEVICE S stored(const void* from, int64_t index, int64_t on = 0) {
-        const S* const place = static_cast<const S*>(from) + index;
-        if (on != 0) prefetch(place + on);
-        return *place;
+    // What is stored at a step.
+    template <int COUNT> DEVICE void load(const void* from, int t, S (&v)[COUNT]) const {
+        const S* const first = static_cast<const S*>(from) + index(t, COUNT);
+        for (int k = 0; k < COUNT; ++k) v[k] = first[k * int(a.H)];
     }
-
-    DEVICE int64_t first_x(int t) const {
-        return t * a.x_t + at.b * a.x_b + at.n * a.x_n + at.j;
-    }
-    DEVICE void load_x(int t, int onward, S (&x)[C::gates]) const {
-        const int64_t first = first_x(t), on = onward * a.x_t;
-        for (int g = 0; g < C::gates; ++g) x[g] = stored(a.x, first + g * a.x_g, on);
+    // The same; the memory is to bring that of the step so far on, unless it is this one.
+    template <int COUNT> DEVICE void load(const void* from, int t, int on, S (&v)[COUNT]) const {
+        const S* const first = place(from, t, COUNT);
+        const S* const next = settled(first + on * size(COUNT));
+        for (int k = 0; k < COUNT; ++k) {
+            if (on != 0) prefetch(next + k * int(a.H));
+            v[k] = first[k * int(a.H)];
+        }
     }
 
     // For backward of cells without a norm: the first gates, whose sums of x and products lie in x's
     // place, dense, and not among the products.
     static constexpr int SUMMED = NORM<C> ? 0 : C::shared;
 
-    // Of gate g, among all; of its product, among those that are not summed.
-    DEVICE int64_t gate(int t, int g) const { return (row(t) * C::gates + g) * a.H + at.j; }
-    DEVICE int64_t product(int t, int g) const {
-        return (row(t) * (C::gates - SUMMED) + g - SUMMED) * a.H + at.j;
-    }
-
     // What recurrent dropout leaves of what a product is fed, or of its gradient.
     DEVICE V dropped(V q) const {
-        return a.d ? q * value(a.d, (at.b * a.N + at.n) * a.H + at.j) : q;
+        return seldom(a.d) ? q * value(a.d, state(0)) : q;
     }
 
-    // The share of the old value that stays, of state k.
+    // Whether a share of the old value stays, of state k; which.
+    DEVICE bool stays(int k) const { return seldom(a.m) && k < int(a.E); }
     DEVICE V share(int t, int k) const {
-        const int64_t from = t * a.m_t + at.b * a.m_b + at.n * a.m_n + k * a.m_e + at.j;
+        const int64_t from = strides(t, a.m_t) + strides(at.b, a.m_b) + strides(at.n, a.m_n)
+                             + strides(k, a.m_e) + at.j;
         return a.m_bytes ? V(static_cast<const uint8_t*>(a.m)[from]) : value(a.m, from);
     }
 
     DEVICE V initial(int k) const { return at.exists && a.s0 ? value(a.s0, state(k)) : 0; }
 
+    // Whether what others make of a unit's values counts them in. Else those of what does not exist,
+    // or not at that step, may be any.
+    static constexpr bool SUMS_OVER_UNITS = NORM<C> || C::normalises;
+
     // What a step of the forward scan reads that no other unit computes; x where wanted, or zero.
     // It is loaded as it is stored, and made wide by those who need it: that waits for the memory,
-    // which is to bring what a step at time t + onward will read, unless that is t.
+    // which is to bring what a step at time t + onward will read, if that is given and not t.
     template <class E> struct AheadOf {
         E x[C::gates];
         bool live, fresh;
     };
     using Ahead = AheadOf<V>;
 
-    DEVICE AheadOf<S> load_ahead(int t, int onward, bool wanted) const {
+    template <class... On> DEVICE AheadOf<S> load_ahead(int t, bool wanted, On... onward) const {
         AheadOf<S> found = {};
         if (!at.exists) return found;
         clock.tell(t, at.b, found.live, found.fresh);
-        if (found.live && wanted) load_x(t, onward, found.x);
+        if (found.live && wanted) load(a.x, t, onward..., found.x);
         return found;
     }
 
@@ -103,43 +113,57 @@ template <class T, class C> struct Unit {
         return found;
     }
 
-    DEVICE Ahead ahead(int t, bool wanted) const { return widened(load_ahead(t, 0, wanted)); }
+    DEVICE Ahead ahead(int t, bool wanted) const { return widened(load_ahead(t, wanted)); }
 
     DEVICE static void enter(const Ahead& v, States s) {
         for (int k = 0; k < C::states; ++k) s[k] = v.fresh ? 0 : s[k];
     }
 
-    // What shows state k of every step, and where, as what shows its gradient has it.
+    // What shows state k of every step, after so many steps' of others; so does its gradient.
     DEVICE void* shown(int k) const { return k == 0 ? a.output : a.cells; }
-    DEVICE int64_t element(int t, int k) const {
-        return (k == 0 ? 0 : k - 1) * a.T * plane() + row(t) * a.H + at.j;
-    }
+    DEVICE int before(int k) const { return k > 1 ? (k - 1) * int(a.T) : 0; }
 
     // Whether forward may leave them so, in a dense x: what nobody else reads.
     static constexpr bool LEAVES = SUMMED > 0 && C::late == C::gates;
 
-    DEVICE void leave_gates(int t, const Ahead& v, Gates r) const {
-        for (int g = 0; g < C::gates; ++g)
-            if (g < SUMMED) put(const_cast<void*>(a.x), gate(t, g), v.x[g] + r[g]);
-            else put(a.products, product(t, g), r[g]);
-    }
+    // What a step leaves in memory, for nobody who waits.
+    struct Left {
+        V s[C::states], gates[C::gates];
+        bool any, live;
+    };
 
     // The next states, in place of s, which has entered the step, of which r is what it sees; given
     // the value that it normalises, if it does, to n.
-    DEVICE void advance(int t, const Ahead& v, Gates r, Parameters p, V value, V n,
+    DEVICE Left advance(int t, const Ahead& v, Gates r, Parameters p, V value, V n,
                         States s) const {
-        if (!at.exists) return;
-        if (LEAVES && a.summed > 0 && v.live) leave_gates(t, v, r);
+        Left left = {};
+        if (!at.exists) return left;
+        for (int g = 0; g < C::gates; ++g) left.gates[g] = g < SUMMED ? v.x[g] + r[g] : r[g];
         V next[C::states];
         C::step(v.x, r, s, p, value, n, next);
         for (int k = 0; k < C::states; ++k) {
-            if (v.live && a.m && k < a.E) {
-                const V stays = share(t, k);
-                next[k] = stays * s[k] + (1 - stays) * next[k];
+            if (v.live && stays(k)) {
+                const V old = share(t, k);
+                next[k] = old * s[k] + (1 - old) * next[k];
             }
             if (v.live) s[k] = next[k];
-            put(shown(k), element(t, k), v.live ? s[k] : 0);
+            left.s[k] = v.live ? s[k] : 0;
         }
+        left.any = true;
+        left.live = v.live;
+        return left;
+    }
+
+    DEVICE void store(int t, const Left& left) const {
+        if (!left.any) return;
+        for (int k = 0; k < C::states; ++k)
+            *place(shown(k), t + before(k), 1) = narrow<S>(left.s[k]);
+        if (!LEAVES || a.summed == 0 || !left.live) return;
+        S* const sums = place(a.x, t, C::gates);
+        S* const others = place(a.products, t, C::gates - SUMMED);
+        for (int g = 0; g < C::gates; ++g)
+            (g < SUMMED ? sums + g * int(a.H) : others + (g - SUMMED) * int(a.H))[0]
+                = narrow<S>(left.gates[g]);
     }
 
     DEVICE void leave(States s) const {
@@ -155,27 +179,39 @@ template <class T, class C> struct Unit {
 
     DEVICE const void* arriving(int k) const { return k == 0 ? a.doutput : a.dcells; }
 
-    DEVICE BehindOf<S> load_behind(int t, int onward) const {
+    // So far on from time t, if both are steps.
+    DEVICE int within(int t, int on) const {
+        return unsigned(t) < unsigned(a.T) && unsigned(t + on) < unsigned(a.T) ? on : 0;
+    }
+
+    template <class... On> DEVICE BehindOf<S> load_behind(int t, On... onward) const {
         BehindOf<S> found = {};
-        if (!at.exists) return found;
+        if (SUMS_OVER_UNITS && !at.exists) return found;
         clock.tell(t, at.b, found.live, found.fresh);
-        if (!found.live) return found;
-        const int64_t on = onward * plane();
-        if (NORMED<C> == Normed::PRODUCTS) load_x(t, onward, found.x);
-        for (int g = 0; g < C::gates; ++g) {
-            S& of_x = g < SUMMED ? found.r[g] : found.x[g];
-            if (!NORM<C>) of_x = stored(a.x, gate(t, g), on * C::gates);
-            if (g >= SUMMED) found.r[g] = stored(a.products, product(t, g), on * (C::gates - SUMMED));
+        if (SUMS_OVER_UNITS && !found.live) return found;
+        constexpr int others = C::gates - SUMMED;
+        if (NORMED<C> != Normed::SUMS) {
+            S x[C::gates];
+            load(a.x, t, onward..., x);
+            for (int g = 0; g < C::gates; ++g)
+                if (g < SUMMED) found.r[g] = x[g];
+                else found.x[g] = x[g];
+        }
+        if constexpr (others > 0) {
+            S products[others];
+            load(a.products, t, onward..., products);
+            for (int g = 0; g < others; ++g) found.r[SUMMED + g] = products[g];
         }
         const bool first = clock.first(t, at.b);
-        const int64_t before = clock.before() * plane();
-        // Where there is such a step for the next one, too.
-        const int earlier = t + onward + clock.before();
-        const int64_t on_states = earlier >= 0 && earlier < a.T ? on : 0;
+        const int entered = t - clock.onward;
         for (int k = 0; k < C::states; ++k) {
-            if (!first && !found.fresh) found.s[k] = stored(shown(k), element(t, k) + before, on_states);
-            if (first && !found.fresh && a.s0) found.s[k] = stored(a.s0, state(k));
-            if (arriving(k)) found.arriving[k] = stored(arriving(k), element(t, k), on);
+            S s[1] = {}, arrived[1] = {};
+            const void* const from = first ? a.s0 : shown(k);
+            const int when = first ? k : entered + before(k);
+            if (from && !found.fresh) load(from, when, within(entered, onward)..., s);
+            if (arriving(k)) load(arriving(k), t + before(k), onward..., arrived);
+            found.s[k] = s[0];
+            found.arriving[k] = arrived[0];
         }
         return found;
     }
@@ -193,11 +229,11 @@ template <class T, class C> struct Unit {
         return found;
     }
 
-    DEVICE Behind behind(int t) const { return widened(load_behind(t, 0)); }
+    DEVICE Behind behind(int t) const { return widened(load_behind(t)); }
 
     // What is normalised to r[g] was multiplied with it.
     DEVICE V scale(int t, int g) const {
-        return static_cast<const V*>(a.scales)[row(t) * C::gates + g];
+        return static_cast<const V*>(a.scales)[(int64_t(t) * int(a.B * a.N) + row()) * C::gates + g];
     }
 
     DEVICE V final(int k) const { return at.exists && a.dlast ? value(a.dlast, state(k)) : 0; }
@@ -212,7 +248,7 @@ template <class T, class C> struct Unit {
     DEVICE void reached(int t, const Behind& v, States ds, States total, States next) const {
         for (int k = 0; k < C::states; ++k) {
             total[k] = ds[k] + v.arriving[k];
-            next[k] = total[k] * (at.exists && a.m && k < a.E ? 1 - share(t, k) : 1);
+            next[k] = total[k] * (at.exists && stays(k) ? 1 - share(t, k) : 1);
         }
     }
 
@@ -221,12 +257,18 @@ template <class T, class C> struct Unit {
         V value, n, dv;
     };
 
+    // What they leave in memory: the gradients of gates from `first` on up to `last`.
+    struct Found {
+        V dx[C::gates], dr[C::gates];
+        int first, last;
+    };
+
     // The gradient of the states that enter the step in place of ds, but for what comes through the
     // products; dr is that of r; dp adds up.
-    DEVICE void vjp(int t, const Behind& v, const V* own, int pitch, States ds, Gates dr,
+    DEVICE Found vjp(int t, const Behind& v, const V* own, int pitch, States ds, Gates dr,
                     V* dp, int64_t dp_pitch, const Within& within = {}) const {
         for (int g = 0; g < C::gates; ++g) dr[g] = 0;
-        if (!at.exists) return;
+        if (!at.exists) return {};
         V dx[C::gates] = {};
         if (v.live) {
             V r[C::gates], p[C::rows + 1], total[C::states], next[C::states], old[C::states];
@@ -235,19 +277,19 @@ template <class T, class C> struct Unit {
             reached(t, v, ds, total, next);
             C::vjp(v.x, r, v.s, p, within.value, within.n, next, within.dv, dx, dr, old, more);
             for (int k = 0; k < C::states; ++k) {
-                if (a.m && k < a.E) old[k] += share(t, k) * total[k];
+                if (stays(k)) old[k] += share(t, k) * total[k];
                 ds[k] = v.fresh ? 0 : old[k];
             }
             for (int k = 0; k < C::rows; ++k) dp[k * dp_pitch] += more[k];
         }
-        store(t, C::late < C::gates ? C::late : 0, C::gates, dx, dr);
+        return found(C::late < C::gates ? C::late : 0, C::gates, dx, dr);
     }
 
     // The same of the inner step, given the gradient of what it feeds: adds to ds and to dr.
-    DEVICE void inner_vjp(int t, const Behind& v, const V* own, int pitch, V dq, States ds,
+    DEVICE Found inner_vjp(int t, const Behind& v, const V* own, int pitch, V dq, States ds,
                           Gates dr) const {
         static_assert(C::shared == C::gates, "dx is dr");
-        if (!at.exists) return;
+        if (!at.exists) return {};
         if (v.live) {
             V r[C::gates], p[C::rows + 1], dx[C::gates], old[C::states] = {};
             saw(v, own, pitch, r, p);
@@ -256,14 +298,26 @@ template <class T, class C> struct Unit {
             C::inner_vjp(v.x, r, v.s, p, v.fresh ? 0 : dq, dx, dr, old);
             for (int k = 0; k < C::states && !v.fresh; ++k) ds[k] += old[k];
         }
-        store(t, 0, C::late, dr, dr);
+        return found(0, C::late, dr, dr);
     }
 
-    DEVICE void store(int t, int first, int last, Gates dx, Gates dr) const {
-        for (int g = first; g < last; ++g) {
-            const int64_t to = (row(t) * C::gates + g) * a.H + at.j;
-            put(a.dx, to, dx[g]);
-            if (C::shared < C::gates) put(form.dr, to, dr[g]);
+    static DEVICE Found found(int first, int last, Gates dx, Gates dr) {
+        Found all = {{}, {}, first, last};
+        for (int g = 0; g < C::gates; ++g) {
+            all.dx[g] = dx[g];
+            all.dr[g] = dr[g];
+        }
+        return all;
+    }
+
+    DEVICE void store(int t, const Found& v) const {
+        if (v.first >= v.last) return;
+        S* const to = place(a.dx, t, C::gates);
+        S* const of_r = place(form.dr, t, C::gates);
+        for (int g = 0; g < C::gates; ++g) {
+            if (g < v.first || g >= v.last) continue;
+            to[g * int(a.H)] = narrow<S>(v.dx[g]);
+            if (C::shared < C::gates) of_r[g * int(a.H)] = narrow<S>(v.dr[g]);
         }
     }
 };

@@ -70,8 +70,10 @@ struct TileWeights : GateWeights<BACKWARD, FIRST, COUNT> {
     DEVICE void multiply(const char* q, int64_t pitch, float* sums) const {
         product.template multiply<Exchange>(q, pitch, sums);
     }
+    DEVICE void clear(float* sums) const { product.clear(sums); }
+    template <bool CLEARED>
     DEVICE void sum(float* sums, int unit, int column, float (&total)[ROW_GATES]) const {
-        product.sum(sums, unit, column, total);
+        product.template sum<CLEARED>(sums, unit, column, total);
     }
 };
 

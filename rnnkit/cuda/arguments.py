@@ -12,6 +12,7 @@ class Form(NamedTuple):
     blocks: int
     slices: int
     chunks: int
+    plane: int
     dr: int
     exchange: int
     arrivals: int

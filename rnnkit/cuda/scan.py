@@ -57,6 +57,10 @@ def why_not(problem: Problem) -> str | None:
         return f"it has no kernels for dtype {problem.dtype}"
     if problem.runs > MOST_RUNS:
         return f"reverse has {problem.runs} runs, and its kernels take at most {MOST_RUNS}"
+    size = problem.B * problem.N * find(problem.cell).gates * problem.H
+    if size > stepwise.MOST:
+        most = stepwise.MOST
+        return f"a step has B * N * G * H = {size} gates, and its kernels number up to {most}"
     # Last, since it may compile them.
     found, reason = library.find(problem.device)
     if found is None:
@@ -128,7 +132,20 @@ EMULATED = Gpu(12, 227 * 1024, clusters(12, 4))
 
 def scan(inputs: Inputs) -> Found:
     """output (T, B, N, H), cells (S - 1, T, B, N, H) and last (S, B, N, H)."""
-    return forward(native.ready(inputs), {})
+    return forward(ready(inputs), {})
+
+
+def ready(inputs: Inputs) -> Inputs:
+    """The inputs as the kernels take them: x dense, and all strides of 32 bits."""
+    inputs = native.ready(inputs)
+    x, m, lengths, resets = inputs.x, inputs.m, inputs.lengths, inputs.resets
+    return inputs._replace(
+        x=x.contiguous(), m=within(m), lengths=within(lengths), resets=within(resets)
+    )
+
+
+def within(v: Tensor | None) -> Tensor | None:
+    return v if v is None or max(v.stride()) <= stepwise.MOST else v.contiguous()
 
 
 def keeps(inputs: Inputs) -> bool:
@@ -146,7 +163,7 @@ def scan_and_keep(inputs: Inputs) -> tuple[Found, Tensor]:
     T, B, N, G, H = inputs.x.shape
     products = inputs.x.new_empty(T, B, N, G - count, H)
     kept = {"summed": count, "products": native.address(products)}
-    return forward(native.ready(inputs), kept), products
+    return forward(ready(inputs), kept), products
 
 
 def forward(inputs: Inputs, more: dict[str, int]) -> Found:
@@ -169,7 +186,7 @@ def summed_up(inputs: Inputs, n: Tensor) -> tuple[Inputs, Tensor]:
     """x and products as `scan_and_keep` leaves them, of all products, in the place of which they
     are.
     """
-    inputs, count = native.ready(inputs), summed_gates(inputs)
+    inputs, count = ready(inputs), summed_gates(inputs)
     if count == 0:
         return inputs, n
     x, n = inputs.x, n.contiguous()
@@ -235,7 +252,7 @@ def layer_backward(
         return backward_by_torch(projection, inputs, states, kept, arriving, wanted)
     full, (products,) = in_full(inputs, inputs.x), kept
     assert products is not None
-    dx, dr, ds0, dp = backward(native.ready(full), products, None, states, arriving)
+    dx, dr, ds0, dp = backward(ready(full), products, None, states, arriving)
     dw, db = contract_states(full, dr, states[0]), of_bias(full, dr)
     return through_projection(projection, inputs, (dx, dw, db, ds0, dp), wanted)
 
@@ -265,7 +282,7 @@ def run(
 ) -> None:
     """Launches by a plan."""
     x = inputs.x
-    name, N = name_of(inputs.cell), x.shape[2]
+    (_, B, N, _, H), name = x.shape, name_of(inputs.cell)
     kernel = found.persistent(name, kind, chosen.unit_tiles, backward, chosen.via)
     # The others need neither: their blocks have buffers and barriers in shared memory.
     every = N * chosen.slices * chosen.chunks if chosen.via == "L2" else 0
@@ -277,6 +294,7 @@ def run(
             chosen.blocks,
             chosen.slices,
             chosen.chunks,
+            B * N * H,
             native.address(dr),
             place,
             place + size,

@@ -21,7 +21,8 @@ from .arguments import Form
 from .library import Library, name_of
 
 PRODUCT = "cublasGemmStridedBatchedEx"
-# What cuBLAS takes as the distance of two rows, and CUDA as the blocks of a grid: C's int.
+# What cuBLAS takes as the distance of two rows, CUDA as the blocks of a grid, and our kernels as
+# strides and as the gates of a step: C's int.
 MOST = 2**31 - 1
 
 
@@ -107,7 +108,9 @@ def run(
     with torch.cuda.device_of(x):
         steps = Steps(handle(x), gemm()[0], **{k: v.data_ptr() for k, v in buffers.items()})
         stream = torch.cuda.current_stream(x.device).cuda_stream if x.is_cuda else 0
-        form = Form(*(0,) * len(Form._fields))._replace(dr=native.address(dr), stream=stream)
+        form = Form(*(0,) * len(Form._fields))._replace(
+            plane=B * N * H, dr=native.address(dr), stream=stream
+        )
         code = found.functions.rnnkit_stepwise_launch(
             find(found.functions, inputs.cell, kind),
             ctypes.c_int64(backward),
