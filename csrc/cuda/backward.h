@@ -204,7 +204,7 @@ template <class Kind, class C, int UNIT_TILES, Via VIA> struct Backward {
         const auto loaded = read(k, u, 0);
         float d[W::COUNT], n[W::COUNT], scale[W::COUNT];
         for (int g = 0; g < W::COUNT; ++g)
-            scale[g] = loaded.live ? u.scale(time(k), W::FIRST + g) : 0;
+            scale[g] = loaded.flags.live() ? u.scale(time(k), W::FIRST + g) : 0;
         block.wait(c);
         if (at.idle()) return;
         const Behind v = u.widened(loaded);

@@ -111,7 +111,7 @@ template <class Kind, class C, int UNIT_TILES, Via VIA> struct Forward {
         float r[W::COUNT];
         block.template products<W>(at, r);
         // What the late product is fed of a zero state is zero already.
-        for (int g = 0; W::FIRST == 0 && g < W::COUNT; ++g) r[g] = v.fresh ? 0 : r[g];
+        for (int g = 0; W::FIRST == 0 && g < W::COUNT; ++g) r[g] = v.flags.fresh() ? 0 : r[g];
         if constexpr (NORM<C>) before_norm<W>(k, at, v, r);
         else after<W>(k, at, u, v, r);
     }

@@ -18,6 +18,16 @@ struct Place {
     bool exists;
 };
 
+// Whether a step is within its row's length, and whether it is entered with a zero state, in one
+// register.
+struct Flags {
+    static constexpr int FRESH = 1, LIVE = 2;
+    int bits;
+
+    DEVICE bool live() const { return bits & LIVE; }
+    DEVICE bool fresh() const { return bits & FRESH; }
+};
+
 // Which way time runs for a group, and where a row's sequence begins, ends and is parted.
 struct Clock {
     const Arguments& a;
@@ -41,12 +51,9 @@ struct Clock {
     }
 
     // Both of a step. Most scans have neither lengths nor resets, and compute no addresses then.
-    DEVICE void tell(int t, int b, bool& is_live, bool& is_fresh) const {
-        is_live = true;
-        is_fresh = false;
-        if (!seldom(a.lengths) && !seldom(a.resets)) return;
-        is_live = live(t, b);
-        is_fresh = fresh(t, b);
+    DEVICE Flags flags(int t, int b) const {
+        if (!seldom(a.lengths) && !seldom(a.resets)) return {Flags::LIVE};
+        return {(live(t, b) ? Flags::LIVE : 0) + (fresh(t, b) ? Flags::FRESH : 0)};
     }
 
     DEVICE bool live(int t, int b) const {

@@ -48,7 +48,7 @@ template <class S, class C> struct RowForward {
 
     // A gate's product; a zero state's is zero, whatever the weights.
     DEVICE V received(const Unit& u, const Ahead& v, int g) const {
-        return v.fresh ? 0 : row.product(row.index(u, g));
+        return v.flags.fresh() ? 0 : row.product(row.index(u, g));
     }
 
     // Puts what products are normalised to in their place.

@@ -95,20 +95,20 @@ template <class T, class C> struct Unit {
     // which is to bring what a step at time t + onward will read, if that is given and not t.
     template <class E> struct AheadOf {
         E x[C::gates];
-        bool live, fresh;
+        Flags flags;
     };
     using Ahead = AheadOf<V>;
 
     template <class... On> DEVICE AheadOf<S> load_ahead(int t, bool wanted, On... onward) const {
         AheadOf<S> found = {};
         if (!at.exists) return found;
-        clock.tell(t, at.b, found.live, found.fresh);
-        if (found.live && wanted) load(a.x, t, onward..., found.x);
+        found.flags = clock.flags(t, at.b);
+        if (found.flags.live() && wanted) load(a.x, t, onward..., found.x);
         return found;
     }
 
     static DEVICE Ahead widened(const AheadOf<S>& v) {
-        Ahead found = {{}, v.live, v.fresh};
+        Ahead found = {{}, v.flags};
         for (int g = 0; g < C::gates; ++g) found.x[g] = wide(v.x[g]);
         return found;
     }
@@ -116,7 +116,7 @@ template <class T, class C> struct Unit {
     DEVICE Ahead ahead(int t, bool wanted) const { return widened(load_ahead(t, wanted)); }
 
     DEVICE static void enter(const Ahead& v, States s) {
-        for (int k = 0; k < C::states; ++k) s[k] = v.fresh ? 0 : s[k];
+        for (int k = 0; k < C::states; ++k) s[k] = v.flags.fresh() ? 0 : s[k];
     }
 
     // What shows state k of every step, after so many steps' of others; so does its gradient.
@@ -138,19 +138,20 @@ template <class T, class C> struct Unit {
                         States s) const {
         Left left = {};
         if (!at.exists) return left;
-        for (int g = 0; g < C::gates; ++g) left.gates[g] = g < SUMMED ? v.x[g] + r[g] : r[g];
+        if constexpr (LEAVES)
+            for (int g = 0; g < C::gates; ++g) left.gates[g] = g < SUMMED ? v.x[g] + r[g] : r[g];
         V next[C::states];
         C::step(v.x, r, s, p, value, n, next);
         for (int k = 0; k < C::states; ++k) {
-            if (v.live && stays(k)) {
+            if (v.flags.live() && stays(k)) {
                 const V old = share(t, k);
                 next[k] = old * s[k] + (1 - old) * next[k];
             }
-            if (v.live) s[k] = next[k];
-            left.s[k] = v.live ? s[k] : 0;
+            if (v.flags.live()) s[k] = next[k];
+            left.s[k] = v.flags.live() ? s[k] : 0;
         }
         left.any = true;
-        left.live = v.live;
+        left.live = v.flags.live();
         return left;
     }
 
@@ -173,7 +174,7 @@ template <class T, class C> struct Unit {
     // The same for backward; r is what was computed of the products, or of a SUMMED gate the sum.
     template <class E> struct BehindOf {
         E x[C::gates], r[C::gates], s[C::states], arriving[C::states];
-        bool live, fresh;
+        Flags flags;
     };
     using Behind = BehindOf<V>;
 
@@ -187,8 +188,8 @@ template <class T, class C> struct Unit {
     template <class... On> DEVICE BehindOf<S> load_behind(int t, On... onward) const {
         BehindOf<S> found = {};
         if (SUMS_OVER_UNITS && !at.exists) return found;
-        clock.tell(t, at.b, found.live, found.fresh);
-        if (SUMS_OVER_UNITS && !found.live) return found;
+        found.flags = clock.flags(t, at.b);
+        if (SUMS_OVER_UNITS && !found.flags.live()) return found;
         constexpr int others = C::gates - SUMMED;
         if (NORMED<C> != Normed::SUMS) {
             S x[C::gates];
@@ -208,7 +209,7 @@ template <class T, class C> struct Unit {
             S s[1] = {}, arrived[1] = {};
             const void* const from = first ? a.s0 : shown(k);
             const int when = first ? k : entered + before(k);
-            if (from && !found.fresh) load(from, when, within(entered, onward)..., s);
+            if (from && !found.flags.fresh()) load(from, when, within(entered, onward)..., s);
             if (arriving(k)) load(arriving(k), t + before(k), onward..., arrived);
             found.s[k] = s[0];
             found.arriving[k] = arrived[0];
@@ -217,7 +218,7 @@ template <class T, class C> struct Unit {
     }
 
     static DEVICE Behind widened(const BehindOf<S>& v) {
-        Behind found = {{}, {}, {}, {}, v.live, v.fresh};
+        Behind found = {{}, {}, {}, {}, v.flags};
         for (int g = 0; g < C::gates; ++g) {
             found.x[g] = wide(v.x[g]);
             found.r[g] = wide(v.r[g]);
@@ -270,7 +271,7 @@ template <class T, class C> struct Unit {
         for (int g = 0; g < C::gates; ++g) dr[g] = 0;
         if (!at.exists) return {};
         V dx[C::gates] = {};
-        if (v.live) {
+        if (v.flags.live()) {
             V r[C::gates], p[C::rows + 1], total[C::states], next[C::states], old[C::states];
             V more[C::rows + 1];
             saw(v, own, pitch, r, p);
@@ -278,7 +279,7 @@ template <class T, class C> struct Unit {
             C::vjp(v.x, r, v.s, p, within.value, within.n, next, within.dv, dx, dr, old, more);
             for (int k = 0; k < C::states; ++k) {
                 if (stays(k)) old[k] += share(t, k) * total[k];
-                ds[k] = v.fresh ? 0 : old[k];
+                ds[k] = v.flags.fresh() ? 0 : old[k];
             }
             for (int k = 0; k < C::rows; ++k) dp[k * dp_pitch] += more[k];
         }
@@ -290,13 +291,13 @@ template <class T, class C> struct Unit {
                           Gates dr) const {
         static_assert(C::shared == C::gates, "dx is dr");
         if (!at.exists) return {};
-        if (v.live) {
+        if (v.flags.live()) {
             V r[C::gates], p[C::rows + 1], dx[C::gates], old[C::states] = {};
             saw(v, own, pitch, r, p);
             for (int g = 0; g < C::gates; ++g) dx[g] = dr[g];
             // A zero state lets no gradient through, and that of its norm may overflow 16 bits.
-            C::inner_vjp(v.x, r, v.s, p, v.fresh ? 0 : dq, dx, dr, old);
-            for (int k = 0; k < C::states && !v.fresh; ++k) ds[k] += old[k];
+            C::inner_vjp(v.x, r, v.s, p, v.flags.fresh() ? 0 : dq, dx, dr, old);
+            for (int k = 0; k < C::states && !v.flags.fresh(); ++k) ds[k] += old[k];
         }
         return found(0, C::late, dr, dr);
     }
