@@ -5,7 +5,7 @@
 
 namespace rnnkit {
 
-// Of the arguments, x, m, lengths and resets come with strides, the others dense.
+// Of the arguments, m, lengths and resets come with strides of 32 bits, the others dense.
 struct Form {
     int64_t blocks;   // that share a group's units
     int64_t slices;   // that share the batch, each a group of blocks that waits for itself only

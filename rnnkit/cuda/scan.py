@@ -183,9 +183,7 @@ def gradients(inputs: Inputs, states: States, kept: None, arriving: Arriving) ->
 
 
 def summed_up(inputs: Inputs, n: Tensor) -> tuple[Inputs, Tensor]:
-    """x and products as `scan_and_keep` leaves them, of all products, in the place of which they
-    are.
-    """
+    """x and products as `scan_and_keep` leaves them, of all products, whose memory they take."""
     inputs, count = ready(inputs), summed_gates(inputs)
     if count == 0:
         return inputs, n
