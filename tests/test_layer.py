@@ -10,7 +10,7 @@ from test_cuda_kernels import cuda, precision  # noqa: F401
 
 import rnnkit
 from rnnkit.cpu import library
-from rnnkit.cuda import scan as cuda_scan
+from rnnkit.ops import gradients as around_scan
 from rnnkit.ops import layer as whole_layer
 
 no_library = pytest.mark.skipif(
@@ -155,9 +155,9 @@ KEPT = ("rnn", "lstm", "lstm-no-bias", "lstm-peephole", "lstm-heads", "gru")
 @emulates
 def test_backward_multiplies_no_states_again(cuda, monkeypatch, device):  # noqa: F811
     """CUDA's forward leaves in x what the products gave, but before a norm or an inner step."""
-    calls, run = [], cuda_scan.products_again
+    calls, run = [], around_scan.products_again
     monkeypatch.setattr(
-        cuda_scan, "products_again", lambda *given: calls.append(given) or run(*given)
+        around_scan, "products_again", lambda *given: calls.append(given) or run(*given)
     )
     for name in LAYERS:
         layer, before = build(name, torch.float32, device), len(calls)

@@ -13,14 +13,8 @@ from .. import dispatch
 from ..cells import find
 from ..native import arguments as native
 from ..ops.allocate import allocate
-from ..ops.gradients import (
-    Gradients,
-    contract_states,
-    of_bias,
-    products_again,
-    seen_gates,
-    with_weights,
-)
+from ..ops.gradients import Gradients, contract_states, of_bias
+from ..ops.gradients import gradients as gradients_around
 from ..ops.layer import (
     Arriving,
     Found,
@@ -34,7 +28,6 @@ from ..ops.layer import (
 from ..ops.sequence import Inputs
 from ..precision import precision_of
 from ..projection import Projection
-from ..reference.products import fed
 from . import library, stepwise
 from .arguments import Block, Form
 from .library import name_of
@@ -176,10 +169,12 @@ def forward(inputs: Inputs, more: dict[str, int]) -> Found:
 
 def gradients(inputs: Inputs, states: States, kept: None, arriving: Arriving) -> Gradients:
     """dx, dw, db, ds0 and dp; states: output and cells."""
-    prev, n, scale = products_again(inputs, (states[0], *states[1].unbind()))
-    q = fed(inputs, seen_gates(inputs), prev.unbind(), n)
-    found = backward(*summed_up(inputs, n), scale, states, arriving)
-    return with_weights(inputs, q, found, n, scale)
+
+    def scan_backward(inputs: Inputs, prev: Tensor, n: Tensor, scale: Any, *arriving: Any) -> Any:
+        return backward(*summed_up(inputs, n), scale, states, arriving)
+
+    every = states[0], *states[1].unbind()
+    return gradients_around(scan_backward, inputs, every, arriving)
 
 
 def summed_up(inputs: Inputs, n: Tensor) -> tuple[Inputs, Tensor]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,37 +11,22 @@ from torch import Tensor
 from ..reference.products import before_norm, fed, recurrent_gates
 from .sequence import Inputs, previous, products, runs, valid
 
-if TYPE_CHECKING:
-    from ..dispatch import Backend
-
 # db is None where there is no bias.
 Gradients = tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor]
+# A backend's: dx, dr, ds0 and dp.
+ScanBackward = Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]
 
 
 def gradients(
-    backend: Backend,
+    scan_backward: ScanBackward,
     inputs: Inputs,
     states: tuple[Tensor, ...],
     arriving: tuple[Tensor | None, Tensor | None, Tensor | None],
 ) -> Gradients:
-    """dx, dw, db, ds0 and dp: all that is parallel in time here, the rest in the backend."""
+    """dx, dw, db, ds0 and dp: all that is parallel in time here, the rest in scan_backward."""
     prev, n, scale = products_again(inputs, states)
     q = fed(inputs, seen_gates(inputs), prev.unbind(0), n)
-    found = backend.scan_backward(inputs, prev, n, scale, *arriving)
-    return with_weights(inputs, q, found, n, scale)
-
-
-def with_weights(
-    inputs: Inputs,
-    q: Sequence[Tensor],
-    found: tuple[Tensor, Tensor, Tensor, Tensor],
-    n: Tensor,
-    scale: Tensor | None,
-) -> Gradients:
-    """`gradients`, given those that a backend's `scan_backward` found, and what each product was
-    fed.
-    """
-    dx, dr, ds0, dp = found
+    dx, dr, ds0, dp = scan_backward(inputs, prev, n, scale, *arriving)
     db = of_bias(inputs, dr)
     if scale is not None:
         dx, dr, dp = through_norm(inputs, n, scale, dx, dr, dp)
@@ -65,7 +50,8 @@ def every_gradient(
     if hasattr(backend, "gradients"):
         dx, dw, db, ds0, dp = backend.gradients(inputs, states, kept, arriving)
         return dx, dw, db, ds0, dp
-    return gradients(backend, inputs, (states[0], *states[1].unbind()), arriving)
+    every = states[0], *states[1].unbind()
+    return gradients(backend.scan_backward, inputs, every, arriving)
 
 
 def products_again(

@@ -226,7 +226,7 @@ def double_backward(ctx: Any, *arriving: Tensor | None) -> tuple[Tensor | None, 
         if inputs.x.numel() == 0:
             return empty_gradients(inputs, saved[2])
         states, cotangents = (saved[3], *saved[4]), (saved[0], saved[1], saved[2])
-        return filled(inputs, gradients(reference, inputs, states, cotangents))
+        return filled(inputs, gradients(reference.scan_backward, inputs, states, cotangents))
 
     # The first ten may have a gradient: three cotangents, two states, and x w b s0 p.
     return (*pull_back(formula, ctx.saved_tensors, arriving, 10), None, None)
