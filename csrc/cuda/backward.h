@@ -93,7 +93,7 @@ template <class Kind, class C, int UNIT_TILES, Via VIA> struct Backward {
     // ds of the states that enter the step after the k-th from the last, with the products' part.
     DEVICE void collect(int k, const Element& at, const Unit& u, float (&ds)[C::states]) {
         block.get(at, ds);
-        if (k == 0 || !u.at.exists || block.clock.fresh(time(k - 1), u.at.b)) return;
+        if (k == 0 || !u.at.exists || block.clock.flags(time(k - 1), u.at.b).fresh()) return;
         float dq[1];
         block.template products<Early>(at, dq);
         ds[0] += u.dropped(dq[0]);
@@ -140,11 +140,11 @@ template <class Kind, class C, int UNIT_TILES, Via VIA> struct Backward {
 
     DEVICE void before_norm_within(int k, const Element& at, const Unit& u, const Behind& v,
                                    float value, float (&ds)[C::states]) {
-        float r[C::gates], p[C::rows + 1], total[C::states], next[C::states];
+        float r[C::gates], p[C::rows + 1], next[C::states], past[C::states];
         float n[1] = {value}, scale[1];
         block.template with_norm<VALUE, 1>(k, at, [&](auto norm) { norm.normalise(n, scale); });
         u.saw(v, block.own(at), UNITS, r, p);
-        u.reached(time(k), v, ds, total, next);
+        u.reached(time(k), v, ds, next, past);
         const float dn[1] = {C::normalised_gradient(v.x, r, v.s, p, value, n[0], next)};
         block.set(at, ds);
         block.kept(at, 0) = n[0];

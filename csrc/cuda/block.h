@@ -92,17 +92,29 @@ template <class Kind, class C, int UNIT_TILES, bool BACKWARD, Via VIA> struct Bl
     Early early;
     Late late;
 
+    // Of the loads of weights, for registers and for shared memory. A second one takes a good part of
+    // the time to compile, and gives steps of more instructions; but of fewer, where registers are
+    // scarcest.
+    static constexpr int COPIES = !BACKWARD && C::gates * UNIT_TILES >= 8 ? 2 : 1;
+
     DEVICE Block(const Arguments& a, const Form& form, const Layout& layout)
         : a(a), form(form), layout(layout), clock(a, block_y() / int(form.slices)),
           exchange(form, after_state()),
           slice(block_y() % int(form.slices)), first_unit(block_x() * UNITS) {
-        early.hold(a, clock.n, first_unit, sums());
-        if constexpr (INNER) late.hold(a, clock.n, first_unit, sums());
-        else early.clear(sums());
         char* const rest = after_state() + Exchange::shared_bytes(form.pitch, form.chunks);
-        early.keep(a, clock.n, first_unit, rest);
-        if constexpr (INNER)
-            late.keep(a, clock.n, first_unit, rest + Early::shared_bytes(a.H));
+        char* const stage = reinterpret_cast<char*>(sums());
+#pragma unroll(COPIES)
+        for (int stay = 0; stay < 2; ++stay) {
+            early.bring(stay, a, clock.n, first_unit, stay ? rest : stage);
+            synchronise();
+            if constexpr (INNER) {
+                char* const after = rest + Early::shared_bytes(a.H);
+                late.bring(stay, a, clock.n, first_unit, stay ? after : stage);
+                synchronise();
+            }
+        }
+        if constexpr (!INNER) early.clear(sums());
+#pragma unroll 1
         for (int i = thread(); i < OWN; i += THREADS) own()[i] = parameter(i);
         exchange.begin();
         synchronise();

@@ -90,6 +90,7 @@ template <class Partials, int UNITS, int GROUPS, int EACH> struct Norm {
     // n and the scale with which it was multiplied, n in place of v.
     DEVICE void normalise(Values v, Values scale) const {
         Moments own[GROUPS] = {};
+#pragma unroll 1
         for (int k = partials.unit; k < partials.rows.pairs; k += UNITS) {
             float word[GROUPS][4];
 #pragma unroll
@@ -131,6 +132,7 @@ template <class Partials, int UNITS, int GROUPS, int EACH> struct Norm {
     // The gradient of v, in place of dn.
     DEVICE void gradient(Values dn, Given n, Given scale) const {
         float mean[GROUPS] = {}, along[GROUPS] = {};
+#pragma unroll 1
         for (int k = partials.unit; k < partials.rows.pairs; k += UNITS)
 #pragma unroll
             for (int g = 0; g < GROUPS; ++g) {

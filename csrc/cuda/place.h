@@ -44,30 +44,27 @@ struct Clock {
     // From the k-th step's time to the next one's; zero if there is none.
     DEVICE int next(int k) const { return k + 1 < int(a.T) ? onward : 0; }
 
-    // Whether the row's sequence begins at a step within its length.
-    DEVICE bool first(int t, int b) const {
-        if (t == begin) return true;
-        return onward < 0 && seldom(a.lengths) && !live(t + 1, b);
+    // How many steps a row of the batch has.
+    DEVICE int length(int b) const {
+        const int all = int(a.T);
+        if (!seldom(a.lengths)) return all;
+        const int64_t given = a.lengths[strides(b, a.lengths_b) + strides(n, a.lengths_n)];
+        return given < 0 ? 0 : given < all ? int(given) : all;
     }
 
-    // Both of a step. Most scans have neither lengths nor resets, and compute no addresses then.
+    // Whether the row's sequence begins at a step within its length.
+    DEVICE bool first(int t, int b) const { return onward < 0 ? t + 1 >= length(b) : t == 0; }
+
+    // Of a step: whether it is within the row's length; and whether the row enters it with a zero
+    // state, where a reset parts it from the step that came before in the group's order. Most scans
+    // have neither lengths nor resets, and compute no addresses then.
     DEVICE Flags flags(int t, int b) const {
         if (!seldom(a.lengths) && !seldom(a.resets)) return {Flags::LIVE};
-        return {(live(t, b) ? Flags::LIVE : 0) + (fresh(t, b) ? Flags::FRESH : 0)};
-    }
-
-    DEVICE bool live(int t, int b) const {
-        return !a.lengths || t < a.lengths[strides(b, a.lengths_b) + strides(n, a.lengths_n)];
-    }
-
-    // Whether the row enters the step with a zero state: where a reset parts it from the step that
-    // came before in the group's order.
-    DEVICE bool fresh(int t, int b) const {
-        if (!a.resets) return false;
-        const int reset = onward < 0 ? t + 1 : t;
-        return reset < int(a.T) && live(reset, b)
-               && a.resets[strides(reset, a.resets_t) + strides(b, a.resets_b)
-                           + strides(n, a.resets_n)];
+        const int length = this->length(b), reset = onward < 0 ? t + 1 : t;
+        const bool fresh = a.resets && reset < length
+                           && a.resets[strides(reset, a.resets_t) + strides(b, a.resets_b)
+                                       + strides(n, a.resets_n)];
+        return {(t < length ? Flags::LIVE : 0) + (fresh ? Flags::FRESH : 0)};
     }
 };
 

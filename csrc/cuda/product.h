@@ -55,22 +55,19 @@ template <class Kind, int ROW_TILES, int COLUMN_TILES, int HELD, int GATES> stru
     }
     static constexpr int64_t STAGE_BYTES = HELD * WARPS * ROW_TILES * 32 * sizeof(Fragment);
 
-    // weight(row, k), zero where there is none. What registers hold goes through `stage`: a loop
-    // over registers is unrolled, and all loads on their way at once would leave no registers.
+    // Brings the weights that registers hold, by way of `to`: a loop over registers is unrolled, and
+    // all loads on their way at once would leave no registers. Then, with `stay`, the others, which
+    // stay there. weight(row, k, v): 16 bytes of a row from the k-th number on.
     template <class Weight>
-    DEVICE void hold(void* stage, int64_t depth, const Weight& weight) {
+    DEVICE void bring(bool stay, void* to, int64_t depth, const Weight& weight) {
+        constexpr int size = ROW_TILES * 2 * 32;
         all = int((depth + DEPTH - 1) / DEPTH);
-        uint4* const own = static_cast<uint4*>(stage) + HELD * warp() * ROW_TILES * 2 * 32;
-        load_to(own, 0, HELD, weight);
+        const int first = stay ? HELD : 0, last = stay ? tiles() : HELD;
+        rest = static_cast<uint4*>(to) + int64_t(last > first ? last - first : 0) * warp() * size;
+        load_to(rest, first, last, weight);
+        if (stay) return;
 #pragma unroll
-        for (int k = 0; k < HELD; ++k) take(own + k * ROW_TILES * 2 * 32, held[k]);
-    }
-
-    // The other weights, after hold().
-    template <class Weight> DEVICE void keep(void* shared, const Weight& weight) {
-        rest = static_cast<uint4*>(shared)
-               + int64_t(tiles() > HELD ? tiles() - HELD : 0) * warp() * ROW_TILES * 2 * 32;
-        load_to(rest, HELD, tiles(), weight);
+        for (int k = 0; k < HELD; ++k) take(rest + k * size, held[k]);
     }
 
     template <class Weight>
@@ -102,10 +99,12 @@ template <class Kind, int ROW_TILES, int COLUMN_TILES, int HELD, int GATES> stru
         S upper[count], lower[count];
         const int row = m * TILE_ROWS + lane() / 4;
         const int first = (k * WARPS + warp()) * DEPTH + lane() % 4 * count;
+        weight(row, first, upper);
+        weight(row + 8, first, lower);
 #pragma unroll
-        for (int j = 0; j < count; ++j) {
-            upper[j] = operand<Kind>(weight(row, first + j));
-            lower[j] = operand<Kind>(weight(row + 8, first + j));
+        for (int j = 0; Kind::rounds && j < count; ++j) {
+            upper[j] = operand<Kind>(upper[j]);
+            lower[j] = operand<Kind>(lower[j]);
         }
         Fragment found;
         uint32_t* const words = reinterpret_cast<uint32_t*>(found.halves);

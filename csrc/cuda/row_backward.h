@@ -54,7 +54,7 @@ template <class S, class C> struct RowBackward {
     // ds of the states that enter the step after the k-th from the last, with the products' part.
     DEVICE void collect(int k, const Unit& u, V (&ds)[C::states]) const {
         for (int i = 0; i < C::states; ++i) ds[i] = k == 0 ? u.final(i) : row.state(u, i);
-        if (k > 0 && !row.clock.fresh(time(k - 1), u.at.b))
+        if (k > 0 && !row.clock.flags(time(k - 1), u.at.b).fresh())
             ds[0] += u.dropped(row.product(u.state(0)));
     }
 
@@ -117,7 +117,7 @@ template <class S, class C> struct RowBackward {
             row.each_unit([&](const Unit& u) {
                 V dn[P::COUNT], n[P::COUNT];
                 gradient(u, dn, n);
-                const bool live = row.clock.live(t, u.at.b);
+                const bool live = t < row.clock.length(u.at.b);
                 for (int g = 0; g < P::COUNT; ++g) {
                     const V scale = live ? u.scale(t, P::FIRST + g) : 0;
                     u.put(row.steps.fed, row.index(u, P::FIRST + g),
@@ -154,10 +154,10 @@ template <class S, class C> struct RowBackward {
     // That of what it normalises it to.
     DEVICE V gradient(int k, const Unit& u, const Within& norm) const {
         const Behind v = u.behind(time(k));
-        V r[C::gates], p[C::rows + 1], ds[C::states], total[C::states], next[C::states];
+        V r[C::gates], p[C::rows + 1], ds[C::states], next[C::states], past[C::states];
         saw(u, v, r, p);
         collect(k, u, ds);
-        u.reached(time(k), v, ds, total, next);
+        u.reached(time(k), v, ds, next, past);
         return C::normalised_gradient(v.x, r, v.s, p, row.kept(u, VALUE), normalised(u, norm),
                                       next);
     }

@@ -9,8 +9,8 @@
 namespace rnnkit {
 
 template <class Kind, class C, int UNIT_TILES, bool BACKWARD, int FIRST, int COUNT>
-struct RowWeights : GateWeights<BACKWARD, FIRST, COUNT> {
-    using Base = GateWeights<BACKWARD, FIRST, COUNT>;
+struct RowWeights : GateWeights<C, BACKWARD, FIRST, COUNT> {
+    using Base = GateWeights<C, BACKWARD, FIRST, COUNT>;
     static_assert(std::is_same_v<typename Kind::S, float> && !Kind::rounds, "full precision");
     static constexpr int ROW_GATES = Base::ROW_GATES, COLUMNS = 1;
     static constexpr int PARTS = 4, LANES = THREADS / PARTS, UNITS = UNIT_TILES * TILE_ROWS;
@@ -34,7 +34,7 @@ struct RowWeights : GateWeights<BACKWARD, FIRST, COUNT> {
     static constexpr int64_t STAGE_BYTES = HELD * ROWS * PIECE_BYTES;
 
     float4 held[HELD][ROWS];
-    const float4* rest;
+    float4* rest;
     int count;  // pieces of a row
 
     HOST_DEVICE static int64_t bytes(int64_t H) {
@@ -46,52 +46,29 @@ struct RowWeights : GateWeights<BACKWARD, FIRST, COUNT> {
 
     DEVICE static int part() { return thread() / LANES; }
 
-    // Of a unit of a group n, a piece from the k-th of the inner dimension on, zero where there is
-    // none; it lies in one gate.
-    DEVICE static float4 piece(const Arguments& a, int n, int g, int64_t unit, int k) {
-        const int64_t H = a.H;
-        const int gate_width = int(Base::padded(H));
-        int64_t gate = BACKWARD ? 0 : g;
-        int fed = k;
-        for (int i = 1; i < (BACKWARD ? COUNT : 1); ++i)
-            if (k >= i * gate_width) ++gate, fed -= gate_width;
-        const int exist = unit < H && fed < H ? int(H - fed) : 0;
-        const int64_t row = (n * C::gates + FIRST + gate) * H;
-        const float* const from = static_cast<const float*>(a.w)
-                                  + (BACKWARD ? (row + fed) * H + unit : (row + unit) * H + fed);
-        float v[PIECE];
-#pragma unroll
-        for (int i = 0; i < PIECE; ++i) v[i] = i < exist ? from[i * (BACKWARD ? H : 1)] : 0;
-        return {v[0], v[1], v[2], v[3]};
-    }
-
     // Each thread loads its own weights, in the order in which it takes them; several at once,
     // since each load waits for the memory.
-    DEVICE static void load_to(void* to, int first, int last, const Arguments& a, int n) {
-        float4* const own = static_cast<float4*>(to) + thread();
+    DEVICE static void load_to(float4* own, int first, int last, const Arguments& a, int n) {
         const int g = part() / SHARES, from = part() % SHARES * int(pieces(a.H));
         const int exist = g < ROW_GATES ? int(pieces(a.H)) : 0;
 #pragma unroll 4
         for (int i = 0; i < (last - first) * ROWS; ++i) {
             const int k = first + i / ROWS, unit = thread() % LANES + i % ROWS * LANES;
-            own[i * THREADS] = piece(a, n, g, k < exist ? unit : a.H, (from + k) * PIECE);
+            float v[PIECE];
+            Base::load(a, n, g, k < exist ? unit : a.H, (from + k) * PIECE, v);
+            own[i * THREADS] = {v[0], v[1], v[2], v[3]};
         }
     }
 
-    DEVICE void hold(const Arguments& a, int n, int, void* stage) {
-        load_to(stage, 0, HELD, a, n);
-        const float4* const own = static_cast<const float4*>(stage) + thread();
+    DEVICE void bring(bool stay, const Arguments& a, int n, int, void* to) {
+        count = int(pieces(a.H));
+        rest = static_cast<float4*>(to) + thread();
+        load_to(rest, stay ? HELD : 0, stay ? count : HELD, a, n);
+        if (stay) return;
 #pragma unroll
         for (int k = 0; k < HELD; ++k)
 #pragma unroll
-            for (int r = 0; r < ROWS; ++r) held[k][r] = own[(k * ROWS + r) * THREADS];
-        synchronise();
-    }
-
-    DEVICE void keep(const Arguments& a, int n, int, void* shared) {
-        rest = static_cast<const float4*>(shared) + thread();
-        count = int(pieces(a.H));
-        load_to(shared, HELD, count, a, n);
+            for (int r = 0; r < ROWS; ++r) held[k][r] = rest[(k * ROWS + r) * THREADS];
     }
 
     template <class Exchange> DEVICE static void load(const char* from, float4 (&v)[GROUP]) {

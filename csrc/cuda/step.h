@@ -76,12 +76,16 @@ template <class T, class C> struct Unit {
         return seldom(a.d) ? q * value(a.d, state(0)) : q;
     }
 
-    // Whether a share of the old value stays, of state k; which.
-    DEVICE bool stays(int k) const { return seldom(a.m) && k < int(a.E); }
-    DEVICE V share(int t, int k) const {
-        const int64_t from = strides(t, a.m_t) + strides(at.b, a.m_b) + strides(at.n, a.m_n)
-                             + strides(k, a.m_e) + at.j;
-        return a.m_bytes ? V(static_cast<const uint8_t*>(a.m)[from]) : value(a.m, from);
+    // Calls f(k, share) for each state k of which a share of the old value stays.
+    template <class F> DEVICE void each_share(int t, const F& f) const {
+        if (!seldom(a.m)) return;
+        const int64_t first
+            = strides(t, a.m_t) + strides(at.b, a.m_b) + strides(at.n, a.m_n) + at.j;
+        for (int k = 0; k < C::states; ++k) {
+            if (k >= int(a.E)) return;
+            const int64_t from = first + k * a.m_e;
+            f(k, a.m_bytes ? V(static_cast<const uint8_t*>(a.m)[from]) : value(a.m, from));
+        }
     }
 
     DEVICE V initial(int k) const { return at.exists && a.s0 ? value(a.s0, state(k)) : 0; }
@@ -142,11 +146,9 @@ template <class T, class C> struct Unit {
             for (int g = 0; g < C::gates; ++g) left.gates[g] = g < SUMMED ? v.x[g] + r[g] : r[g];
         V next[C::states];
         C::step(v.x, r, s, p, value, n, next);
+        if (v.flags.live())
+            each_share(t, [&](int k, V old) { next[k] = old * s[k] + (1 - old) * next[k]; });
         for (int k = 0; k < C::states; ++k) {
-            if (v.flags.live() && stays(k)) {
-                const V old = share(t, k);
-                next[k] = old * s[k] + (1 - old) * next[k];
-            }
             if (v.flags.live()) s[k] = next[k];
             left.s[k] = v.flags.live() ? s[k] : 0;
         }
@@ -245,12 +247,17 @@ template <class T, class C> struct Unit {
         parameters(own, pitch, p);
     }
 
-    // All that reaches the states of a step, and what of it reaches the cell's.
-    DEVICE void reached(int t, const Behind& v, States ds, States total, States next) const {
+    // Of what reaches the states of a step, what reaches the cell's, and what goes on to the states
+    // before.
+    DEVICE void reached(int t, const Behind& v, States ds, States next, States past) const {
         for (int k = 0; k < C::states; ++k) {
-            total[k] = ds[k] + v.arriving[k];
-            next[k] = total[k] * (at.exists && stays(k) ? 1 - share(t, k) : 1);
+            next[k] = ds[k] + v.arriving[k];
+            past[k] = 0;
         }
+        each_share(t, [&](int k, V old) {
+            past[k] = old * next[k];
+            next[k] = (1 - old) * next[k];
+        });
     }
 
     // The value that the step normalises, if it does, to n, and its gradient.
@@ -272,15 +279,12 @@ template <class T, class C> struct Unit {
         if (!at.exists) return {};
         V dx[C::gates] = {};
         if (v.flags.live()) {
-            V r[C::gates], p[C::rows + 1], total[C::states], next[C::states], old[C::states];
+            V r[C::gates], p[C::rows + 1], next[C::states], past[C::states], old[C::states];
             V more[C::rows + 1];
             saw(v, own, pitch, r, p);
-            reached(t, v, ds, total, next);
+            reached(t, v, ds, next, past);
             C::vjp(v.x, r, v.s, p, within.value, within.n, next, within.dv, dx, dr, old, more);
-            for (int k = 0; k < C::states; ++k) {
-                if (stays(k)) old[k] += share(t, k) * total[k];
-                ds[k] = v.flags.fresh() ? 0 : old[k];
-            }
+            for (int k = 0; k < C::states; ++k) ds[k] = v.flags.fresh() ? 0 : old[k] + past[k];
             for (int k = 0; k < C::rows; ++k) dp[k * dp_pitch] += more[k];
         }
         return found(C::late < C::gates ? C::late : 0, C::gates, dx, dr);

@@ -7,7 +7,7 @@ namespace rnnkit {
 
 // Of COUNT gates from FIRST on. Forward the product's rows are each gate's units; backward they are
 // the units, and the gates are part of the inner dimension.
-template <bool BACKWARD, int FIRST_, int COUNT_> struct GateWeights {
+template <class C, bool BACKWARD, int FIRST_, int COUNT_> struct GateWeights {
     static constexpr int FIRST = FIRST_, COUNT = COUNT_;
     static constexpr int ROW_GATES = BACKWARD ? 1 : COUNT;
 
@@ -16,12 +16,32 @@ template <bool BACKWARD, int FIRST_, int COUNT_> struct GateWeights {
     HOST_DEVICE static constexpr int64_t depth(int64_t H) {
         return padded(H) * (BACKWARD ? COUNT : 1);
     }
+
+    // Of a unit of a group n, neighbours in the inner dimension, from the k-th on, zero where there
+    // is none. They are of one gate, forward of the g-th.
+    template <class S, int SIZE>
+    DEVICE static void load(const Arguments& a, int n, int g, int64_t unit, int k, S (&v)[SIZE]) {
+        static_assert(8 % SIZE == 0, "of one gate");
+        const int64_t H = a.H;
+        const int gate_width = int(padded(H));
+        int64_t gate = BACKWARD ? 0 : g;
+        int fed = k;
+        for (int i = 1; i < (BACKWARD ? COUNT : 1); ++i)
+            if (k >= i * gate_width) ++gate, fed -= gate_width;
+        const int exist = unit < H && fed < H ? int(H - fed) : 0;
+        const int64_t row = (n * C::gates + FIRST + gate) * H;
+        const int64_t first = BACKWARD ? (row + fed) * H + unit : (row + unit) * H + fed;
+        const S* const from = static_cast<const S*>(a.w) + first;
+#pragma unroll
+        for (int i = 0; i < SIZE; ++i)
+            v[i] = i < exist ? from[i * (BACKWARD ? H : 1)] : narrow<S>(0);
+    }
 };
 
 // Those of a block that shares a group's units with others, in tiles.
 template <class Kind, class C, int UNIT_TILES, bool BACKWARD, int FIRST, int COUNT>
-struct TileWeights : GateWeights<BACKWARD, FIRST, COUNT> {
-    using Base = GateWeights<BACKWARD, FIRST, COUNT>;
+struct TileWeights : GateWeights<C, BACKWARD, FIRST, COUNT> {
+    using Base = GateWeights<C, BACKWARD, FIRST, COUNT>;
     static constexpr int ROW_GATES = Base::ROW_GATES, ROW_TILES = UNIT_TILES * ROW_GATES;
     // So many that every thread has a unit of a row.
     static constexpr int COLUMN_TILES = UNIT_TILES == 1 && Kind::sums == 4 ? 2 : 1;
@@ -40,30 +60,16 @@ struct TileWeights : GateWeights<BACKWARD, FIRST, COUNT> {
         return Product::shared_bytes(Base::depth(H));
     }
 
-    // Of a group n, for the block's units: weight(row, k), zero where there is none. One
-    // by one, which takes fewer registers.
+    // Of a group n, those of the block's units for a row of the tiles.
     DEVICE static auto weight(const Arguments& a, int n, int first_unit) {
-        using S = typename Kind::S;
-        const S* const w = static_cast<const S*>(a.w) + (int64_t(n) * C::gates + FIRST) * a.H * a.H;
-        const int64_t H = a.H;
-        const int gate_width = int(Base::padded(H));
-        return [=](int row, int k) {
+        return [=, &a](int row, int k, auto& v) {
             const int g = row / TILE_ROWS % ROW_GATES, tile = row / TILE_ROWS / ROW_GATES;
-            const int64_t unit = first_unit + tile * TILE_ROWS + row % TILE_ROWS;
-            int gate = 0;
-            for (int i = 1; i < (BACKWARD ? COUNT : 1); ++i) gate += k >= i * gate_width;
-            const int fed = k - gate * gate_width;
-            if (unit >= H || fed >= H) return 0.f;
-            return wide(w[BACKWARD ? (gate * H + fed) * H + unit : (g * H + unit) * H + fed]);
+            Base::load(a, n, g, first_unit + tile * TILE_ROWS + row % TILE_ROWS, k, v);
         };
     }
 
-    DEVICE void hold(const Arguments& a, int n, int first_unit, void* stage) {
-        product.hold(stage, Base::depth(a.H), weight(a, n, first_unit));
-        synchronise();
-    }
-    DEVICE void keep(const Arguments& a, int n, int first_unit, void* shared) {
-        product.keep(shared, weight(a, n, first_unit));
+    DEVICE void bring(bool stay, const Arguments& a, int n, int first_unit, void* to) {
+        product.bring(stay, to, Base::depth(a.H), weight(a, n, first_unit));
     }
 
     template <class Exchange>

@@ -132,7 +132,8 @@ class Cuda(Recipe):
     def units(self) -> list[tuple[str, list[str]]]:
         codes = [code for each in self.architectures for code in each.options]
         codes = list(dict.fromkeys(codes))
-        kernels = [("kernels", [*codes, f"-DRNNKIT_KIND={kind}"]) for kind in KINDS]
+        longest_first = reversed(KINDS)
+        kernels = [("kernels", [*codes, f"-DRNNKIT_KIND={kind}"]) for kind in longest_first]
         return [*kernels, ("stepwise", codes), ("library", codes)]
 
     def why_not(self, processors: Sequence[str]) -> str | None:
