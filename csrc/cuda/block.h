@@ -106,12 +106,12 @@ template <class Kind, class C, int UNIT_TILES, bool BACKWARD, Via VIA> struct Bl
 #pragma unroll(COPIES)
         for (int stay = 0; stay < 2; ++stay) {
             early.bring(stay, a, clock.n, first_unit, stay ? rest : stage);
-            synchronise();
             if constexpr (INNER) {
+                synchronise();
                 char* const after = rest + Early::shared_bytes(a.H);
                 late.bring(stay, a, clock.n, first_unit, stay ? after : stage);
-                synchronise();
             }
+            synchronise();
         }
         if constexpr (!INNER) early.clear(sums());
 #pragma unroll 1

@@ -127,7 +127,7 @@ class Cuda(Recipe):
     @property
     def duration(self) -> str:
         count = len(self.architectures)
-        return f"up to {3 * count} minutes"
+        return f"up to {5 * count} minutes"
 
     def units(self) -> list[tuple[str, list[str]]]:
         codes = [code for each in self.architectures for code in each.options]
