@@ -87,7 +87,7 @@ template <class Kind, class C, int UNIT_TILES, bool BACKWARD, Via VIA> struct Bl
     const Layout& layout;
     const Clock clock;
     Exchange exchange;
-    const int slice, first_unit;
+    const int first_unit, first_row;  // of the batch, of the block's slice
     int turn = 0;
     Early early;
     Late late;
@@ -99,8 +99,8 @@ template <class Kind, class C, int UNIT_TILES, bool BACKWARD, Via VIA> struct Bl
 
     DEVICE Block(const Arguments& a, const Form& form, const Layout& layout)
         : a(a), form(form), layout(layout), clock(a, block_y() / int(form.slices)),
-          exchange(form, after_state()),
-          slice(block_y() % int(form.slices)), first_unit(block_x() * UNITS) {
+          exchange(form, after_state()), first_unit(block_x() * UNITS),
+          first_row(settled(block_y() % int(form.slices) * chunks() * COLUMNS)) {
         char* const rest = after_state() + Exchange::shared_bytes(form.pitch, form.chunks);
         char* const stage = reinterpret_cast<char*>(sums());
 #pragma unroll(COPIES)
@@ -149,7 +149,6 @@ template <class Kind, class C, int UNIT_TILES, bool BACKWARD, Via VIA> struct Bl
     // What does not exist stands at the first place that is the block's own, which always does, so
     // that it may be read.
     DEVICE Unit unit(const Element& at) const {
-        const int first_row = slice * chunks() * COLUMNS;
         const int b = first_row + at.chunk * COLUMNS + at.column, j = first_unit + at.unit;
         const bool in_batch = at.column < COLUMNS && (VIA == Via::BLOCK || b < int(a.B));
         const bool exists = in_batch && j < int(a.H);
