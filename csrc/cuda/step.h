@@ -211,7 +211,8 @@ template <class T, class C> struct Unit {
             S s[1] = {}, arrived[1] = {};
             const void* const from = first ? a.s0 : shown(k);
             const int when = first ? k : entered + before(k);
-            if (from && !found.flags.fresh()) load(from, when, within(entered, onward)..., s);
+            if (from && !found.flags.fresh())
+                load(from, when, (first ? 0 : within(entered, onward))..., s);
             if (arriving(k)) load(arriving(k), t + before(k), onward..., arrived);
             found.s[k] = s[0];
             found.arriving[k] = arrived[0];
