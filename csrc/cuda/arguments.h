@@ -14,7 +14,7 @@ struct Form {
     // Backward: the products' own gradient where it is not dx.
     void* dr;
     // Two buffers for what blocks hand over, zeroed: (2, N, slices * chunks * COLUMNS, pitch bytes);
-    // how often each chunk's was, zeroed: (N, slices, chunks).
+    // how often each chunk's was, zeroed: (N, slices, chunks), 128 bytes apart.
     char* exchange;
     unsigned* arrivals;
     int64_t pitch;

@@ -43,8 +43,10 @@ template <int COLUMNS> struct L2Exchange {
         if (lane == 0) *place = value;
     }
 
+    // Each in a line of memory of its own: all warps of all blocks look at one until it changes.
+    static constexpr int LINE = 128 / sizeof(unsigned);
     DEVICE unsigned* flag(int chunk) const {
-        return form.arrivals + block_y() * int(form.chunks) + chunk;
+        return form.arrivals + (block_y() * int(form.chunks) + chunk) * LINE;
     }
 
     // All threads of the block have handed over what they had to.

@@ -54,8 +54,8 @@ A100 = Gpu(108, 163 * 1024)
 H100 = Gpu(132, 227 * 1024, (132, 66, 39, 30, 22, 17, 15, 15, 9, *(7,) * 7))
 
 NAMES = {torch.float16: "half", torch.bfloat16: "bfloat16", torch.float64: "double"}
-# Of a chunk in a cluster, and the bytes of one: csrc/cuda/exchange.h.
-BARRIERS, BARRIER_BYTES = 4, 8
+# Of a chunk: barriers in a cluster, and the bytes of one; of a flag by L2 (csrc/cuda/exchange.h).
+BARRIERS, BARRIER_BYTES, FLAG_BYTES = 4, 8, 128
 # What the second dimension of a grid takes.
 MOST_GROUPS = 65535
 

@@ -31,7 +31,7 @@ from ..projection import Projection
 from . import library, stepwise
 from .arguments import Block, Form
 from .library import name_of
-from .plan import Gpu, Plan, clusters, kind_of, plan, stepwise_cycles
+from .plan import FLAG_BYTES, Gpu, Plan, clusters, kind_of, plan, stepwise_cycles
 
 if TYPE_CHECKING:
     from ..dispatch import Problem
@@ -280,7 +280,7 @@ def run(
     # The others need neither: their blocks have buffers and barriers in shared memory.
     every = N * chosen.slices * chosen.chunks if chosen.via == "L2" else 0
     size = 2 * every * chosen.columns * chosen.pitch
-    exchange = x.new_zeros(size + 4 * every, dtype=torch.uint8) if every else None
+    exchange = x.new_zeros(size + FLAG_BYTES * every, dtype=torch.uint8) if every else None
     place = native.address(exchange)
     with torch.cuda.device_of(x):
         form = Form(
