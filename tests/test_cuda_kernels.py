@@ -412,8 +412,8 @@ PLANTED = {
     "a share too few": (
         (4, "block"),
         "rows.h",
-        "for (int i = 0; i < SHARES; ++i) total[g]",
-        "for (int i = 1; i < SHARES; ++i) total[g]",
+        "add_up<1>(total, 0, ",
+        "add_up<2>(total, 0, ",
     ),
 }
 

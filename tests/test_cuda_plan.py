@@ -9,7 +9,7 @@ from rnnkit.cells import CELLS
 from rnnkit.cuda import scan, stepwise
 from rnnkit.cuda.plan import A100, FORMS, H100, KINDS, MOST_GROUPS, Gpu, Plan, Tile, plan
 
-GPUS = {"A100": A100, "H100": H100}
+GPUS = {"A100": A100, "H100": H100, "RTX 4090": Gpu(128, 99 * 1024)}
 SIZES = (1, 20, 160, 192, 256, 512, 768, 1024, 1536, 2048)
 BATCHES = (1, 16, 64, 256)
 
@@ -85,6 +85,11 @@ TABLE = {
     ("H100", "ieee", 512, 64): ("L2", 32, 4, 2),
     ("H100", "ieee", 1024, 16): ("L2", 64, 2, 1),
     ("H100", "ieee", 2048, 1): None,
+    ("RTX 4090", "bfloat16", 64, 16): ("L2", 2, 2, 1),
+    ("RTX 4090", "bfloat16", 1024, 64): ("L2", 64, 2, 2),
+    ("RTX 4090", "tf32", 64, 64): ("block", 1, 64, 1),
+    ("RTX 4090", "tf32", 128, 64): ("L2", 4, 8, 1),
+    ("RTX 4090", "tf32", 768, 16): None,
 }
 
 
@@ -131,3 +136,22 @@ def test_large_batches_go_step_by_step(monkeypatch, possible):
     assert all(persistent("lstm", H, B) for H, B in [(160, 64), (512, 64), (512, 256), (1024, 64)])
     assert persistent("lstm", 1024, 256) != possible
     assert persistent("lstm_norm", 1024, 256)
+
+
+def test_two_blocks_share_a_multiprocessor_where_it_has_the_memory_for_both():
+    waves = {}
+    for name, gpu in GPUS.items():
+        found = plan("lstm", "ieee", True, 64, 2 * gpu.processors, 1, gpu.only((4, "block")))
+        assert isinstance(found, Plan)
+        waves[name] = found.waves
+    assert waves == {"A100": 1, "H100": 1, "RTX 4090": 2}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("plain", CELLS)
+def test_every_gpu_has_room_for_weights_on_their_way_to_registers(plain, kind):
+    """Whatever H and how many rows: what a block needs at least."""
+    for unit_tiles, via in FORMS:
+        for backward in (False, True):
+            tile = Tile(plain, kind, unit_tiles, backward, via)
+            assert tile.shared_bytes(16, 1) <= 99 * 1024, tile

@@ -79,7 +79,7 @@ template <class Kind, class C, int UNIT_TILES, bool BACKWARD, Via VIA> struct Bl
         const int64_t values = SUMS + OWN + EACH * chunks * COLUMNS * UNITS;
         const int64_t all = values * int64_t(sizeof(float)) + Early::shared_bytes(H)
                             + Late::shared_bytes(H) + Exchange::shared_bytes(pitch(H), chunks);
-        return most(all, most(Early::STAGE_BYTES, Late::STAGE_BYTES));
+        return most(all, most(Early::Parts::BYTES, Late::Parts::BYTES));
     }
 
     const Arguments& a;
@@ -92,10 +92,10 @@ template <class Kind, class C, int UNIT_TILES, bool BACKWARD, Via VIA> struct Bl
     Early early;
     Late late;
 
-    // Of the loads of weights, for registers and for shared memory. A second one takes a good part of
-    // the time to compile, and gives steps of more instructions; but of fewer, where registers are
-    // scarcest.
-    static constexpr int COPIES = !BACKWARD && C::gates * UNIT_TILES >= 8 ? 2 : 1;
+    // Of the loads of weights, one for each part. More than one take a good part of the time to
+    // compile, and give steps of more instructions; but of fewer, where registers are scarcest.
+    static constexpr int PARTS = most(Early::Parts::COUNT, Late::Parts::COUNT);
+    static constexpr int COPIES = !BACKWARD && C::gates * UNIT_TILES >= 8 ? PARTS + 1 : 1;
 
     DEVICE Block(const Arguments& a, const Form& form, const Layout& layout)
         : a(a), form(form), layout(layout), clock(a, block_y() / int(form.slices)),
@@ -104,12 +104,12 @@ template <class Kind, class C, int UNIT_TILES, bool BACKWARD, Via VIA> struct Bl
         char* const rest = after_state() + Exchange::shared_bytes(form.pitch, form.chunks);
         char* const stage = reinterpret_cast<char*>(sums());
 #pragma unroll(COPIES)
-        for (int stay = 0; stay < 2; ++stay) {
-            early.bring(stay, a, clock.n, first_unit, stay ? rest : stage);
+        for (int part = PARTS; part >= 0; --part) {
+            early.bring(part, a, clock.n, first_unit, part ? stage : rest);
             if constexpr (INNER) {
                 synchronise();
                 char* const after = rest + Early::shared_bytes(a.H);
-                late.bring(stay, a, clock.n, first_unit, stay ? after : stage);
+                late.bring(part, a, clock.n, first_unit, part ? stage : after);
             }
             synchronise();
         }

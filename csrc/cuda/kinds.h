@@ -53,6 +53,15 @@ template <class T> struct MatrixUnits {
     }
 };
 
+// What two lanes, one's number the other's ^ bit, found together of several values: the lane without
+// the bit keeps the first half of them, the other one the second.
+template <int SIZE> DEVICE void halve(const float (&v)[2 * SIZE], int bit, float (&half)[SIZE]) {
+    const bool upper = lane() & bit;
+#pragma unroll
+    for (int i = 0; i < SIZE; ++i)
+        half[i] = (upper ? v[SIZE + i] : v[i]) + shuffle_xor(upper ? v[i] : v[SIZE + i], bit);
+}
+
 // Products in full single precision, by the same lanes as those of the matrix units. A lane sums
 // over its own part of the inner dimension for all columns of a tile; `finish` adds up four lanes'.
 struct FullPrecision {
@@ -99,20 +108,15 @@ struct FullPrecision {
 
     // Of both rows, columns 2j and 2j + 1 for the lane j of four.
     DEVICE static void finish(const float (&sum)[sums], float (&found)[4]) {
-        const bool high = lane() & 2, odd = lane() & 1;
 #pragma unroll
         for (int row = 0; row < 2; ++row) {
-            float half[4];
+            float all[TILE_COLUMNS], half[4], own[2];
 #pragma unroll
-            for (int n = 0; n < 4; ++n) {
-                const float low = sum[row * TILE_COLUMNS + n];
-                const float up = sum[row * TILE_COLUMNS + 4 + n];
-                half[n] = (high ? up : low) + shuffle_xor(high ? low : up, 2);
-            }
-#pragma unroll
-            for (int n = 0; n < 2; ++n)
-                found[2 * row + n]
-                    = (odd ? half[2 + n] : half[n]) + shuffle_xor(odd ? half[n] : half[2 + n], 1);
+            for (int n = 0; n < TILE_COLUMNS; ++n) all[n] = sum[row * TILE_COLUMNS + n];
+            halve(all, 2, half);
+            halve(half, 1, own);
+            found[2 * row] = own[0];
+            found[2 * row + 1] = own[1];
         }
     }
 };

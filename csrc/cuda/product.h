@@ -16,6 +16,28 @@ template <int GATES> struct alignas(GATES == 3 ? 4 : 4 * GATES) Gates {
     float of[GATES];
 };
 
+// How a block's weights come, so many of the tiles of a row's inner dimension at once, which take so
+// many bytes each: first those that registers hold, by way of shared memory, since a loop over
+// registers is unrolled, and all loads on their way at once would leave no registers. What one part
+// takes there, every GPU has. Part 0, the last to come, are the tiles that stay there.
+template <int HELD, int64_t TILE> struct Parts {
+    static constexpr int64_t MOST_BYTES = 64 << 10;
+    static constexpr int EACH = HELD * TILE <= MOST_BYTES ? HELD : int(MOST_BYTES / TILE);
+    static_assert(EACH > 0, "a part is a tile at least");
+    static constexpr int COUNT = (HELD + EACH - 1) / EACH;
+    static constexpr int64_t BYTES = EACH * TILE;
+
+    DEVICE static constexpr int of(int k) { return k / EACH + 1; }
+    DEVICE static int first(int part) {
+        const int first = (part - 1) * EACH;
+        return part == 0 || first > HELD ? HELD : first;
+    }
+    DEVICE static int last(int part, int all) {
+        const int last = part * EACH;
+        return part == 0 ? all : last > HELD ? HELD : last;
+    }
+};
+
 // ROW_TILES: tiles of weights one below the other, of each unit's GATES in turn. COLUMN_TILES: of
 // the batch, at once. A warp's first tiles of the inner dimension, HELD of them, are in registers,
 // the others in shared memory.
@@ -49,25 +71,24 @@ template <class Kind, int ROW_TILES, int COLUMN_TILES, int HELD, int GATES> stru
     }
 
     // Of the shared memory of a block, the bytes that weights take to stay, and to come.
+    static constexpr int64_t ALL_BYTES = WARPS * ROW_TILES * 32 * sizeof(Fragment);
     HOST_DEVICE static int64_t shared_bytes(int64_t depth) {
         const int64_t tiles = most_tiles(depth) - HELD;
-        return tiles > 0 ? tiles * WARPS * ROW_TILES * 32 * int64_t(sizeof(Fragment)) : 0;
+        return tiles > 0 ? tiles * ALL_BYTES : 0;
     }
-    static constexpr int64_t STAGE_BYTES = HELD * WARPS * ROW_TILES * 32 * sizeof(Fragment);
+    using Parts = rnnkit::Parts<HELD, ALL_BYTES>;
 
-    // Brings the weights that registers hold, by way of `to`: a loop over registers is unrolled, and
-    // all loads on their way at once would leave no registers. Then, with `stay`, the others, which
-    // stay there. weight(row, k, v): 16 bytes of a row from the k-th number on.
+    // Brings a part of the weights. weight(row, k, v): 16 bytes of a row from the k-th number on.
     template <class Weight>
-    DEVICE void bring(bool stay, void* to, int64_t depth, const Weight& weight) {
+    DEVICE void bring(int part, void* to, int64_t depth, const Weight& weight) {
         constexpr int size = ROW_TILES * 2 * 32;
         all = int((depth + DEPTH - 1) / DEPTH);
-        const int first = stay ? HELD : 0, last = stay ? tiles() : HELD;
+        const int first = Parts::first(part), last = Parts::last(part, tiles());
         rest = static_cast<uint4*>(to) + int64_t(last > first ? last - first : 0) * warp() * size;
         load_to(rest, first, last, weight);
-        if (stay) return;
 #pragma unroll
-        for (int k = 0; k < HELD; ++k) take(rest + k * size, held[k]);
+        for (int k = 0; k < HELD; ++k)
+            if (Parts::of(k) == part) take(rest + k % Parts::EACH * size, held[k]);
     }
 
     template <class Weight>

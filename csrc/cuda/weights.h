@@ -50,7 +50,7 @@ struct TileWeights : GateWeights<C, BACKWARD, FIRST, COUNT> {
         = Kind::registers * COUNT / C::gates / 8 / ROW_TILES / Kind::batch * Kind::batch;
     using Product = rnnkit::Product<Kind, ROW_TILES, COLUMN_TILES, HELD, ROW_GATES>;
     static constexpr int COLUMNS = Product::COLUMNS, SUMS = Product::SUMS;
-    static constexpr int64_t STAGE_BYTES = Product::STAGE_BYTES;
+    using Parts = typename Product::Parts;
 
     Product product;
 
@@ -68,8 +68,8 @@ struct TileWeights : GateWeights<C, BACKWARD, FIRST, COUNT> {
         };
     }
 
-    DEVICE void bring(bool stay, const Arguments& a, int n, int first_unit, void* to) {
-        product.bring(stay, to, Base::depth(a.H), weight(a, n, first_unit));
+    DEVICE void bring(int part, const Arguments& a, int n, int first_unit, void* to) {
+        product.bring(part, to, Base::depth(a.H), weight(a, n, first_unit));
     }
 
     template <class Exchange>
@@ -86,7 +86,10 @@ struct TileWeights : GateWeights<C, BACKWARD, FIRST, COUNT> {
 // Where there is no second product.
 struct NoWeights {
     static constexpr int SUMS = 0;
-    static constexpr int64_t STAGE_BYTES = 0;
+    struct Parts {
+        static constexpr int COUNT = 0;
+        static constexpr int64_t BYTES = 0;
+    };
     HOST_DEVICE static int64_t bytes(int64_t) { return 0; }
     HOST_DEVICE static int64_t shared_bytes(int64_t) { return 0; }
 };

@@ -201,7 +201,8 @@ class Tile(NamedTuple):
                 return f"a block by itself has no kernels for {self.cell} and {self.kind}"
             if blocks > 1:
                 return f"H = {H}, and a block by itself may have {self.units} units"
-            resident = 2 if self.unit_tiles == 4 else 1
+            both = 2 * self.shared_bytes(H, 1) <= gpu.shared_bytes
+            resident = 2 if self.unit_tiles == 4 and both else 1
             return gpu.processors * resident or "the GPU has no multiprocessors"
         if self.via == "L2":
             if blocks * N <= gpu.processors:

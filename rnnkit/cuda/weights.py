@@ -10,9 +10,10 @@ from math import ceil
 
 WARPS, TILE_BYTES, TILE_ROWS, TILE_COLUMNS, FRAGMENT_BYTES = 8, 64, 16, 8, 32
 THREADS = 32 * WARPS
-# Of `RowWeights`: threads of a unit, values of a piece, pieces loaded together, and registers for
-# weights.
-PARTS, PIECE, GROUP, REGISTERS = 4, 4, 4, 160
+# Of `RowWeights`: values of a piece, and registers for weights.
+PIECE, REGISTERS = 4, 160
+# Bytes of the shared memory by way of which registers get theirs.
+MOST_BYTES = 64 * 1024
 # Clock cycles of an H100, of a tile of a product.
 TILE_CYCLES = {"half": 40, "bfloat16": 40, "tf32": 40, "ieee": 300}
 
@@ -51,7 +52,8 @@ class GateWeights(ABC):
 
     @property
     def stage_bytes(self) -> int:
-        return self.held * self.tile_bytes
+        """Of those on their way to registers."""
+        return min(self.held, MOST_BYTES // self.tile_bytes) * self.tile_bytes
 
 
 class TileWeights(GateWeights):
@@ -117,27 +119,31 @@ class RowWeights(GateWeights):
         return self.unit_tiles * TILE_ROWS
 
     @property
-    def rows(self) -> int:
-        """Of a thread."""
-        return self.units * PARTS // THREADS
+    def row_gates(self) -> int:
+        return 1 if self.backward else self.gates
 
     @property
     def shares(self) -> int:
-        """Parts of the inner dimension."""
-        return PARTS // (1 if self.backward else self.gates)
+        """Threads that share a row."""
+        return 4 if self.row_gates > 2 else 16 // self.row_gates
+
+    @property
+    def rows(self) -> int:
+        """Of a thread."""
+        return self.units * self.shares // THREADS * self.row_gates
 
     @property
     def held(self) -> int:
         """Pieces of a row that a thread has in registers, at most."""
         here = REGISTERS * self.gates // self.all_gates // self.rows // PIECE
-        return min(self.tiles(self.units), here // GROUP * GROUP)
+        return min(self.tiles(self.units), here)
 
     def tiles(self, H: int) -> int:
         """Pieces of a row that a thread has."""
-        return ceil(self.depth(H) / (self.shares * PIECE * GROUP)) * GROUP
+        return ceil(self.depth(H) / (self.shares * PIECE))
 
     def bytes(self, H: int) -> int:
-        return self.shares * self.tiles(H) * 16
+        return self.shares * self.tiles(self.units) * 16
 
     @property
     def tile_bytes(self) -> int:
@@ -146,7 +152,7 @@ class RowWeights(GateWeights):
 
     @property
     def sums(self) -> int:
-        return PARTS * self.units
+        return self.units * self.row_gates
 
     def cycles(self, H: int) -> int:
         """Of a product: a scheduler issues for two warps what they multiply and load, and 128 bytes
