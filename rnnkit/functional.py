@@ -210,7 +210,7 @@ def layer_problem(
         first.ih.shape[0] // equations.gates // heads,
         input.dtype,
         input.device,
-        backward=dispatch.recorded(input, first.ih, first.hh, *(state or ())),
+        backward=dispatch.recorded(input, *(state or ()), *(v for w in weights for v in w.all)),
         runs=len(reverse),
         forward_mode=dispatch.in_forward_mode(),
         extras=(*asked, *(name for name, present in more.items() if present)),

@@ -37,6 +37,10 @@ class Weights(NamedTuple):
     norm_ih_bias: Tensor | None = None
     norm_bias: Tensor | None = None
 
+    @property
+    def all(self) -> tuple[Tensor | None, ...]:
+        return *self[:5], *self.own, *self[6:]
+
     def heads(self, cell: Cell) -> int:
         """How many blocks the recurrent weights have on their diagonal."""
         return 1 if self.hr is not None else self.ih.shape[0] // cell.gates // self.hh.shape[1]

@@ -84,6 +84,18 @@ def test_forced_reference(variant):
     assert all(d.problem.backward for d in decisions)
 
 
+@every_variant
+def test_any_parameter_makes_it_a_training_problem(variant):
+    """As where biases alone are tuned, those of any direction."""
+    layer, x = variant.layer(I, H, bidirectional=True), randn(T, B, I)
+    for _, parameter in layer.requires_grad_(False).named_parameters():
+        parameter.requires_grad_(True)
+        with dispatch.recording() as decisions:
+            layer(x)
+        assert decisions[0].problem.backward
+        parameter.requires_grad_(False)
+
+
 REFUSED = {
     "lengths": ({"lengths": torch.tensor([4, 1])}, "torch.nn has no lengths"),
     "resets": ({"resets": torch.zeros(T, B, dtype=torch.bool)}, "torch.nn has no resets"),
