@@ -124,6 +124,17 @@ def test_another_device():
     assert all(torch.equal(found[name].cpu(), v.cpu()) for name, v in expected.items())
 
 
+def test_pinned_resets_may_change_after_the_call():
+    """Their copy waits for the device."""
+    layer, x = rnnkit.GRU(4, 8).cuda(), torch.randn(6, 3, 4, device="cuda")
+    resets = torch.zeros(6, 3, dtype=torch.bool).pin_memory()
+    expected, _ = layer(x, resets=resets)
+    torch.cuda._sleep(100_000_000)
+    found, _ = layer(x, resets=resets)
+    resets.fill_(True)
+    assert torch.equal(found, expected)
+
+
 @pytest.mark.parametrize("plain", [*CELLS, "gru_before", "lstm_norm"])
 def test_a_captured_graph(form, plain):
     """Forward and backward in a CUDA graph, replayed on other data."""

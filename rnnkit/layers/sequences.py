@@ -198,7 +198,9 @@ def enter_resets(resets: Any, input: Tensor, batched: bool, batch_first: bool) -
     expected = (T,) if not batched else (B, T) if batch_first else (T, B)
     if tuple(resets.shape) != expected:
         raise ValueError(f"resets: expected shape {expected}, got {tuple(resets.shape)}")
-    resets = resets.to(input.device, non_blocking=True)
+    if resets.device != input.device:
+        # A GPU reads pinned memory after the call has returned, when its owner may have changed it.
+        resets = resets.clone().to(input.device, non_blocking=True)
     if not batched:
         return resets[:, None]
     return resets.T if batch_first else resets
