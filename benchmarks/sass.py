@@ -72,7 +72,7 @@ def blocks_of(lines: list[str]) -> list[Block]:
         after = [number + 1] if number + 1 < len(parts) else []
         if code and code[-1].jumps():
             after = after if code[-1].may_fall_through() else []
-            after += [labels[name] for name in re.findall(r"\((\.L_\w+)\)", code[-1])]
+            after += [labels[name] for name in re.findall(r"\.L_\w+", code[-1])]
         blocks.append(Block(code, after))
     return blocks
 

@@ -47,11 +47,11 @@ class Loop:
         return each * (self.tile.via == "cluster"), v.row_tiles * 2
 
     def products(self, block: Block) -> int:
-        """Those of a block; other parts of a step have single ones of the same name, and load
-        single numbers.
+        """Those of a block; other parts of a step have single ones of the same name, or some beside
+        special functions.
         """
         found = block.count("FFMA" if self.tile.kind == "ieee" else "HMMA")
-        if self.tile.via == "block" and not block.count("LDS.128"):
+        if self.tile.via == "block" and block.count("MUFU"):
             return 0
         return found if found >= min(map(self.tile_products, self.tile.products)) else 0
 

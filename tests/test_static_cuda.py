@@ -44,6 +44,13 @@ def test_a_path_misses_nothing_that_is_worth_something():
     assert code.path(head, body, lambda k: 0) == [1, 3, 4]
 
 
+def test_a_loop_is_found_behind_a_table_of_jumps():
+    table = 'BRX R2 -0x2620 (*"BRANCH_TARGETS .L_x_1,.L_x_3"*) ;'
+    code = sass.functions(CODE.replace("MOV R1, c[0x0][0x28] ;", table))["kernel"]
+    assert code.blocks[0].next == [1, 5]
+    assert code.busiest_loop("BAR") == (1, {1, 2, 3, 4})
+
+
 def test_arguments_are_known_by_their_place():
     code = sass.functions(CODE)["kernel"]
     kernel = nvcc.Kernel("lstm", 1, False, "L2", {}, code)
