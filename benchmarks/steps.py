@@ -85,8 +85,10 @@ def passes(backend: Any, inputs: Inputs, timer: Timer) -> tuple[float, float]:
     if backend is not cuda:
         scan_backward = partial(backend.scan_backward, inputs, prev, n, scale, *arriving)
         return seconds(lambda: backend.scan(inputs)), seconds(scan_backward)
-    given = *cuda.summed_up(inputs, n), scale, (output, cells), arriving
-    forward = cuda.scan_and_keep if cuda.keeps(inputs) else cuda.scan
+    keeps = cuda.keeps(inputs)
+    more = cuda.ACTIVATED if keeps else {}
+    given = *cuda.summed_up(inputs, n), scale, (output, cells), arriving, more
+    forward = cuda.scan_and_keep if keeps else cuda.scan
     return seconds(partial(forward, inputs)), seconds(partial(cuda.backward, *given))
 
 

@@ -28,7 +28,7 @@ struct Arguments {
     // which dr = dx, are added to x, which must be dense, and have no place in products.
     void *products, *scales;
     int64_t summed;
-    int64_t activated;            // whether forward may leave the activations of gates in x
+    int64_t activated;            // whether forward may leave the activations of gates in x, or did
     const void *doutput, *dcells, *dlast;
     void *dx, *dw, *db, *ds0, *dp;
     // A whole layer: x is computed of the input (T, B, I), its weights (N, G * H, I) and bias, and

@@ -5,8 +5,9 @@
 
 namespace rnnkit {
 
-// Whether there is an argument that most calls leave out: what serves it is out of the others' way.
-DEVICE bool seldom(const void* argument) { return __builtin_expect(argument != nullptr, 0); }
+// What is so in few calls, such as that there is an argument which most leave out: what serves it is
+// out of the others' way.
+DEVICE bool seldom(bool given) { return __builtin_expect(given, 0); }
 
 // How far on so many strides are, of what most calls leave out; they have 32 bits
 // (rnnkit/cuda/scan.py).

@@ -130,6 +130,10 @@ template <class T, class C> struct Unit {
     // Whether forward may leave them so, in a dense x: what nobody else reads.
     static constexpr bool LEAVES = SUMMED > 0 && C::late == C::gates;
 
+    // And whether it leaves their activations instead, if it may. In 16 bits those would be too few
+    // for slopes.
+    static constexpr bool ACTIVATES = LEAVES && C::activates && sizeof(S) >= 4;
+
     // What a step leaves in memory, for nobody who waits.
     struct Left {
         V s[C::states], gates[C::gates];
@@ -142,7 +146,8 @@ template <class T, class C> struct Unit {
                         States s) const {
         Left left = {};
         if (!at.exists) return left;
-        if constexpr (LEAVES)
+        if constexpr (ACTIVATES) C::activations(v.x, r, left.gates);
+        else if constexpr (LEAVES)
             for (int g = 0; g < C::gates; ++g) left.gates[g] = g < SUMMED ? v.x[g] + r[g] : r[g];
         V next[C::states];
         C::step(v.x, r, s, p, value, n, next);
@@ -173,7 +178,8 @@ template <class T, class C> struct Unit {
         for (int k = 0; at.exists && k < C::states; ++k) put(a.last, state(k), s[k]);
     }
 
-    // The same for backward; r is what was computed of the products, or of a SUMMED gate the sum.
+    // The same for backward; r is what was computed of the products, or of a SUMMED gate what x has
+    // of it: the sum, or its activation.
     template <class E> struct BehindOf {
         E x[C::gates], r[C::gates], s[C::states], arriving[C::states];
         Flags flags;
@@ -284,7 +290,14 @@ template <class T, class C> struct Unit {
             V more[C::rows + 1];
             saw(v, own, pitch, r, p);
             reached(t, v, ds, next, past);
-            C::vjp(v.x, r, v.s, p, within.value, within.n, next, within.dv, dx, dr, old, more);
+            if constexpr (ACTIVATES) {
+                V gates[C::gates];
+                if (seldom(!a.activated)) C::activations(v.x, r, gates);
+                else
+                    for (int g = 0; g < C::gates; ++g) gates[g] = r[g];
+                C::Activated::vjp(gates, r, v.s, p, {}, {}, next, {}, dx, dr, old, more);
+            } else
+                C::vjp(v.x, r, v.s, p, within.value, within.n, next, within.dv, dx, dr, old, more);
             for (int k = 0; k < C::states; ++k) ds[k] = v.flags.fresh() ? 0 : old[k] + past[k];
             for (int k = 0; k < C::rows; ++k) dp[k * dp_pitch] += more[k];
         }
