@@ -68,7 +68,7 @@ template <class Kind, class C, int UNIT_TILES, Via VIA> struct Backward {
     }
 
     DEVICE void prepare(int k, const Unit& u) {
-        if (k < int(a.T)) coming = u.load_behind(time(k));
+        if (k < int(a.T)) coming = u.load_behind(time(k), -block.clock.next(k));
     }
 
     // Of those whose turn comes next.

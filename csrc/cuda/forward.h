@@ -74,7 +74,7 @@ template <class Kind, class C, int UNIT_TILES, Via VIA> struct Forward {
     }
 
     DEVICE void prepare(int k, const Unit& u) {
-        if (k < int(a.T)) coming = u.load_ahead(block.clock.time(k), true);
+        if (k < int(a.T)) coming = u.load_ahead(block.clock.time(k), true, block.clock.next(k));
     }
 
     // Of those whose turn comes next.
