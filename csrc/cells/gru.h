@@ -4,23 +4,34 @@
 
 namespace rnnkit {
 
-// The reset gate after the product: n = tanh(x_n + reset * r_n).
-template <class M> struct Gru : Plain<M> {
+// The reset gate after the product: n = tanh(x_n + reset * r_n). ACTIVATED: x holds what
+// `activations` gave.
+template <class M, bool ACTIVATED = false> struct Gru : Plain<M> {
     using V = typename M::Value;
     static constexpr int gates = 3, states = 1, rows = 0, late = 3, shared = 2;
+    static constexpr bool activates = !ACTIVATED;
+    using Activated = Gru<M, true>;
+
+    HOST_DEVICE static void activations(const V* x, const V* r, V* a) {
+        const V reset = ACTIVATED ? x[0] : M::sigmoid(x[0] + r[0]);
+        a[1] = ACTIVATED ? x[1] : M::sigmoid(x[1] + r[1]);
+        a[2] = ACTIVATED ? x[2] : M::tanh(x[2] + reset * r[2]);
+        a[0] = reset;
+    }
 
     HOST_DEVICE static void step(
         const V* x, const V* r, const V* s, const V*, V, V, V* next) {
-        const V reset = M::sigmoid(x[0] + r[0]), z = M::sigmoid(x[1] + r[1]);
-        const V n = M::tanh(x[2] + reset * r[2]);
-        next[0] = n + z * (s[0] - n);
+        V a[gates];
+        activations(x, r, a);
+        next[0] = a[2] + a[1] * (s[0] - a[2]);
     }
 
     HOST_DEVICE static void vjp(
         const V* x, const V* r, const V* s, const V*, V, V, const V* ds, V, V* dx, V* dr, V* old,
         V*) {
-        const V reset = M::sigmoid(x[0] + r[0]), z = M::sigmoid(x[1] + r[1]);
-        const V n = M::tanh(x[2] + reset * r[2]);
+        V a[gates];
+        activations(x, r, a);
+        const V reset = a[0], z = a[1], n = a[2];
         dx[2] = ds[0] * (1 - z) * (1 - n * n);
         dx[1] = ds[0] * (s[0] - n) * slope(z);
         dx[0] = dx[2] * r[2] * slope(reset);

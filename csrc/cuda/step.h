@@ -130,13 +130,13 @@ template <class T, class C> struct Unit {
     // Whether forward may leave them so, in a dense x: what nobody else reads.
     static constexpr bool LEAVES = SUMMED > 0 && C::late == C::gates;
 
-    // And whether it leaves their activations instead, if it may. In 16 bits those would be too few
-    // for slopes.
+    // And whether it leaves the activations of all gates in x instead. In 16 bits those would be too
+    // few for slopes.
     static constexpr bool ACTIVATES = LEAVES && C::activates && sizeof(S) >= 4;
 
     // What a step leaves in memory, for nobody who waits.
     struct Left {
-        V s[C::states], gates[C::gates];
+        V s[C::states], x[C::gates], r[C::gates];
         bool any, live;
     };
 
@@ -146,9 +146,11 @@ template <class T, class C> struct Unit {
                         States s) const {
         Left left = {};
         if (!at.exists) return left;
-        if constexpr (ACTIVATES) C::activations(v.x, r, left.gates);
-        else if constexpr (LEAVES)
-            for (int g = 0; g < C::gates; ++g) left.gates[g] = g < SUMMED ? v.x[g] + r[g] : r[g];
+        for (int g = 0; g < C::gates; ++g) {
+            left.x[g] = v.x[g] + r[g];
+            left.r[g] = r[g];
+        }
+        if constexpr (ACTIVATES) C::activations(v.x, r, left.x);
         V next[C::states];
         C::step(v.x, r, s, p, value, n, next);
         if (v.flags.live())
@@ -167,19 +169,20 @@ template <class T, class C> struct Unit {
         for (int k = 0; k < C::states; ++k)
             *place(shown(k), t + before(k), 1) = narrow<S>(left.s[k]);
         if (!LEAVES || a.summed == 0 || !left.live) return;
-        S* const sums = place(a.x, t, C::gates);
+        S* const x = place(a.x, t, C::gates);
+        for (int g = 0; g < (ACTIVATES ? C::gates : SUMMED); ++g)
+            x[g * int(a.H)] = narrow<S>(left.x[g]);
         S* const others = place(a.products, t, C::gates - SUMMED);
-        for (int g = 0; g < C::gates; ++g)
-            (g < SUMMED ? sums + g * int(a.H) : others + (g - SUMMED) * int(a.H))[0]
-                = narrow<S>(left.gates[g]);
+        for (int g = SUMMED; g < C::gates; ++g)
+            others[(g - SUMMED) * int(a.H)] = narrow<S>(left.r[g]);
     }
 
     DEVICE void leave(States s) const {
         for (int k = 0; at.exists && k < C::states; ++k) put(a.last, state(k), s[k]);
     }
 
-    // The same for backward; r is what was computed of the products, or of a SUMMED gate what x has
-    // of it: the sum, or its activation.
+    // The same for backward; r is what was computed of the products, or of a SUMMED gate the sum.
+    // Where forward has left activations, those are x, and such gates' r.
     template <class E> struct BehindOf {
         E x[C::gates], r[C::gates], s[C::states], arriving[C::states];
         Flags flags;
@@ -294,7 +297,7 @@ template <class T, class C> struct Unit {
                 V gates[C::gates];
                 if (seldom(!a.activated)) C::activations(v.x, r, gates);
                 else
-                    for (int g = 0; g < C::gates; ++g) gates[g] = r[g];
+                    for (int g = 0; g < C::gates; ++g) gates[g] = g < SUMMED ? r[g] : v.x[g];
                 C::Activated::vjp(gates, r, v.s, p, {}, {}, next, {}, dx, dr, old, more);
             } else
                 C::vjp(v.x, r, v.s, p, within.value, within.n, next, within.dv, dx, dr, old, more);
