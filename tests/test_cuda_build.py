@@ -69,8 +69,8 @@ def have_gpus(monkeypatch, *cards):
     library.for_gpu.cache_clear()
 
 
-def recipe(*cards, compiler=NEW, known=((8, 0), (8, 6), (9, 0), (10, 0))):
-    found = Cuda(cards)
+def recipe(card=None, compiler=NEW, known=((8, 0), (8, 6), (9, 0), (10, 0))):
+    found = Cuda(card)
     found.compiler = compiler
     found.known = lambda: known
     return found
@@ -112,33 +112,41 @@ def test_where_code_runs(architecture, runs, not_on):
 
 
 @pytest.mark.parametrize(
-    ("cards", "expected"),
+    ("card", "expected"),
     [
-        ([(9, 0)], ["9.0"]),
-        ([(9, 0), (8, 6), (9, 0)], ["8.6", "9.0"]),
-        ([(8, 9)], ["8.6+PTX"]),  # this compiler is older than the GPU
-        ([(12, 0)], ["10.0+PTX"]),
-        ([], ["8.0", "9.0", "10.0+PTX"]),
+        ((9, 0), ["9.0"]),
+        ((8, 9), ["8.6+PTX"]),  # this compiler is older than the GPU
+        ((12, 0), ["10.0+PTX"]),
+        (None, ["8.0", "9.0", "10.0+PTX"]),
     ],
 )
-def test_architectures_suit_the_gpus_and_the_compiler(cards, expected):
-    assert list(recipe(*cards).processors) == expected
-    assert recipe(*cards).why_not(expected) is None
+def test_architectures_suit_the_gpu_and_the_compiler(card, expected):
+    assert list(recipe(card).processors) == expected
+    assert recipe(card).why_not(expected) is None
 
 
 def test_the_usual_architectures_that_the_compiler_knows():
     assert recipe(known=((8, 0), (9, 0))).processors == ("8.0", "9.0+PTX")
 
 
-def test_the_list_comes_before_the_gpus(monkeypatch):
+@pytest.mark.parametrize(
+    ("card", "expected"),
+    [((9, 0), "9.0"), ((8, 9), "8.6"), ((10, 3), "10.0+PTX"), ((12, 0), "10.0+PTX")],
+)
+def test_of_a_list_a_gpu_takes_what_suits_it_best(card, expected, monkeypatch):
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "7.5 8.0 8.6 9.0 10.0+PTX 12.1")
+    assert recipe(card).processors == (expected,)
+
+
+def test_the_list_comes_before_the_gpu(monkeypatch):
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0;9.0")
-    assert recipe((9, 0)).processors == recipe().processors == ("8.0", "9.0")
+    assert recipe().processors == ("8.0", "9.0")  # a wheel's
     with pytest.raises(NoLibrary, match=r"8.0;9.0: it is for 8.0, 9.0, not for 12.0"):
-        recipe((9, 0), (12, 0)).processors  # noqa: B018
+        recipe((12, 0)).processors  # noqa: B018
 
 
 def test_commands(tmp_path):
-    compiles, link = recipe((8, 0), (12, 0)).commands(CSRC, tmp_path)
+    compiles, link = recipe(known=((8, 0), (10, 0))).commands(CSRC, tmp_path)
     codes = [
         "-gencode=arch=compute_80,code=sm_80",
         "-gencode=arch=compute_100,code=sm_100",
@@ -161,7 +169,7 @@ def test_every_source_is_compiled():
 
 
 def test_the_cache_has_a_place_for_each_machine_and_source():
-    recipes = [recipe((9, 0)), recipe((8, 0)), recipe((8, 0), (9, 0)), recipe((9, 0), compiler=OLD)]
+    recipes = [recipe((9, 0)), recipe((8, 0)), recipe(), recipe((9, 0), compiler=OLD)]
     places = [cache.place(each, source) for each in recipes for source in ("a", "b")]
     assert len(set(places)) == len(places)
     assert cache.place(recipe((9, 0)), "a") == places[0]
@@ -185,16 +193,31 @@ def test_it_is_built_once_and_found_again(package, log, monkeypatch, recwarn, ca
 
 
 @compiles
-def test_other_gpus_have_another_library_and_all_visible_ones_the_same(package, log, monkeypatch):
+def test_each_kind_of_gpu_has_its_own_library_whatever_others_are_visible(
+    package, log, monkeypatch
+):
     first, _ = library.find(GPU)
-    have_gpus(monkeypatch, (7, 5), (8, 0), (9, 0))
-    second, _ = library.find(torch.device("cuda", 1))
-    assert first != second == library.find(torch.device("cuda", 2))[0]
+    have_gpus(monkeypatch, (7, 5), (8, 0), (9, 0), (9, 0))
+    _, second, third, fourth = (library.find(torch.device("cuda", index))[0] for index in range(4))
+    assert first == third == fourth != second and second.is_file()
+    assert len(log()) == 2 * (len(recipe().units()) + 1)
     assert not any("compute_75" in line for line in log())
     assert library.find(GPU) == (
         None,
         "its kernels need compute capability 8.0, and cuda:0 has 7.5",
     )
+
+
+@compiles
+def test_whom_the_list_leaves_out_costs_the_others_nothing(package, log, monkeypatch):
+    have_gpus(monkeypatch, (8, 6), (9, 0))
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "9.0 12.0+PTX")
+    assert (
+        "TORCH_CUDA_ARCH_LIST=9.0 12.0+PTX: it is for 9.0, 12.0+PTX, not for 8.6" in library.look()
+    )
+    have_gpus(monkeypatch, (8, 6), (9, 0))
+    assert library.find(torch.device("cuda", 1))[1] is None
+    assert library.find(GPU)[0] is None and not any("compute_120" in line for line in log())
 
 
 @compiles
@@ -208,7 +231,7 @@ def test_another_compiler_builds_it_anew(package, log, tmp_path, monkeypatch):
 @compiles
 def test_the_package_comes_first_if_it_is_for_these_gpus(package, csrc, log, monkeypatch, recwarn):
     path = package / "native" / Cuda.library
-    Cuda([(8, 0)]).build(path, csrc)
+    Cuda((8, 0)).build(path, csrc)
     built = len(log())
     have_gpus(monkeypatch, (8, 6))
     monkeypatch.delenv("CUDA_HOME")
@@ -224,7 +247,7 @@ def test_the_package_comes_first_if_it_is_for_these_gpus(package, csrc, log, mon
 
 @compiles
 def test_a_broken_file_is_named_and_another_built(package, csrc, log, monkeypatch):
-    path = cache.place(Cuda([(9, 0)]), Cuda.source_hash(csrc))
+    path = cache.place(Cuda((9, 0)), Cuda.source_hash(csrc))
     path.parent.mkdir(parents=True)
     path.write_bytes(b"noise " * 1000)
     monkeypatch.setenv("RNNKIT_BUILD", "0")

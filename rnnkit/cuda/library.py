@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterable
 from functools import lru_cache
 from itertools import takewhile
 from typing import Any
@@ -13,7 +14,7 @@ from .. import cells
 from ..native import load
 from ..native.arguments import Arguments
 from ..native.recipes import Cuda, NoLibrary
-from ..native.recipes.cuda import KINDS, OLDEST
+from ..native.recipes.cuda import KINDS, OLDEST, Capability
 from .arguments import Form
 from .plan import FORMS
 
@@ -105,14 +106,19 @@ def for_gpu(device: torch.device) -> Found:
     if torch.version.hip is None and capability < OLDEST:
         oldest, this = (".".join(map(str, each)) for each in (OLDEST, capability))
         return None, f"its kernels need compute capability {oldest}, and {device} has {this}"
-    library, reason = load.once("CUDA", search)
+    library, reason = once(capability)
     return (None, reason) if library is None else (Library(library._name), None)
 
 
 def look() -> str:
-    """Where the library is, or why it is not there yet: this process compiles none."""
-    library, reason = load.once("CUDA", lambda: search(compile=False))
-    return reason or str(library and library._name)
+    """Where the libraries of all visible GPUs are, or why they are not there yet: this process
+    compiles none.
+    """
+    cards = map(torch.cuda.get_device_capability, range(torch.cuda.device_count()))
+    usable: Iterable[Capability | None] = {card for card in cards if card >= OLDEST} or (None,)
+    found = [once(card, compile=False) for card in usable]
+    said = [reason or str(library and library._name) for library, reason in found]
+    return "; ".join(sorted(set(said)))
 
 
 class Loader(load.Loader):
@@ -123,10 +129,10 @@ class Loader(load.Loader):
             raise NoLibrary(library.rnnkit_error(code).decode())
 
 
-def search(compile: bool = True) -> load.Found:
-    """For all visible GPUs that the kernels can run on."""
+def once(card: Capability | None, compile: bool = True) -> load.Found:
+    """Each kind of GPU has its own library: what one lacks, such as a place in
+    $TORCH_CUDA_ARCH_LIST, the others need not miss.
+    """
     if torch.version.hip is not None:
         return None, "its kernels are in CUDA C++, and this torch is for ROCm"
-    cards = map(torch.cuda.get_device_capability, range(torch.cuda.device_count()))
-    recipe = Cuda([card for card in cards if card >= OLDEST])
-    return Loader(recipe).search(compile)
+    return load.once(f"CUDA {card}", lambda: Loader(Cuda(card)).search(compile))

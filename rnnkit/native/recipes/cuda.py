@@ -7,7 +7,7 @@ import os
 import re
 import shlex
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -76,14 +76,14 @@ def nearest(card: Capability, known: Sequence[Capability]) -> Architecture:
 
 
 class Cuda(Recipe):
-    """For GPUs of these compute capabilities; without any, for the usual ones."""
+    """For GPUs of one compute capability; without it, for those listed or the usual ones."""
 
     kernels, library, folder, suffix = "CUDA", "librnnkit_cuda.so", "cuda", ".cu"
     flags = ("-O3", "-std=c++17", "-Xcompiler=-fPIC,-fvisibility=hidden")
     link_flags = ("-shared", "-cudart=static")
 
-    def __init__(self, cards: Sequence[Capability] = ()) -> None:
-        self.cards = sorted(set(cards))
+    def __init__(self, card: Capability | None = None) -> None:
+        self.card = card
 
     @cached_property
     def compiler(self) -> Compiler:
@@ -103,15 +103,17 @@ class Cuda(Recipe):
 
     @cached_property
     def architectures(self) -> list[Architecture]:
-        """$TORCH_CUDA_ARCH_LIST, or what suits the GPUs."""
+        """$TORCH_CUDA_ARCH_LIST, or what suits the GPU; of a list, what suits it best: each takes
+        minutes, and some images list all that there are.
+        """
         text = os.environ.get("TORCH_CUDA_ARCH_LIST", "")
         if found := listed(text):
             if reason := self.why_not([str(each) for each in found]):
                 raise NoLibrary(f"TORCH_CUDA_ARCH_LIST={text}: {reason}")
-            return found
+            return [max(self.usable(found))] if self.card else found
         known = self.known()
-        if self.cards:
-            return sorted({nearest(card, known) for card in self.cards})
+        if self.card:
+            return [nearest(self.card, known)]
         *others, last = [card for card in USUAL if card in known] or USUAL
         return [*(Architecture(*card) for card in others), Architecture(*last, ptx=True)]
 
@@ -137,8 +139,10 @@ class Cuda(Recipe):
         return [*kernels, ("stepwise", codes), ("library", codes)]
 
     def why_not(self, processors: Sequence[str]) -> str | None:
-        found = [parsed(word) for word in processors]
-        for card in self.cards:
-            if not any(each.runs_on(card) for each in found):
-                return f"it is for {', '.join(processors)}, not for {Architecture(*card)}"
-        return None
+        if self.card is None or self.usable(map(parsed, processors)):
+            return None
+        return f"it is for {', '.join(processors)}, not for {Architecture(*self.card)}"
+
+    def usable(self, found: Iterable[Architecture]) -> list[Architecture]:
+        """Those that the GPU runs."""
+        return [each for each in found if self.card and each.runs_on(self.card)]
