@@ -221,11 +221,39 @@ def test_whom_the_list_leaves_out_costs_the_others_nothing(package, log, monkeyp
 
 
 @compiles
-def test_another_compiler_builds_it_anew(package, log, tmp_path, monkeypatch):
-    first, _ = library.find(GPU)
-    write_nvcc(tmp_path / "cuda", "a newer nvcc")
+@pytest.mark.parametrize("how", ["another", "none", "forbidden", "none and forbidden"])
+def test_what_one_compiler_built_needs_it_no_more(
+    how, package, log, tmp_path, monkeypatch, recwarn
+):
+    found = library.find(GPU)
+    assert found[1] is None
+    tried = len(log())
+    if how == "another":
+        write_nvcc(tmp_path / "cuda", "a newer nvcc")
+    if how.startswith("none"):
+        monkeypatch.delenv("CUDA_HOME")
+    if how.endswith("forbidden"):
+        monkeypatch.setenv("RNNKIT_BUILD", "0")
     have_gpus(monkeypatch, (9, 0))
-    assert first != library.find(GPU)[0]
+    assert library.find(GPU) == found and len(log()) == tried and not recwarn
+
+
+@compiles
+def test_where_none_can_be_compiled_any_that_serves_is_used(package, csrc, log, monkeypatch):
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0+PTX")
+    old, _ = library.find(GPU)
+    monkeypatch.delenv("TORCH_CUDA_ARCH_LIST")
+    monkeypatch.setenv("RNNKIT_BUILD", "0")
+    have_gpus(monkeypatch, (9, 0))
+    assert library.find(GPU) == (old, None)
+    monkeypatch.delenv("RNNKIT_BUILD")
+    have_gpus(monkeypatch, (9, 0))  # a new one suits it better
+    new, _ = library.find(GPU)
+    assert new == cache.place(Cuda((9, 0)), Cuda.source_hash(csrc)) != old
+    monkeypatch.delenv("CUDA_HOME")
+    have_gpus(monkeypatch, (8, 0), (9, 0), (10, 0))  # of two for an H100, the newer
+    devices = (torch.device("cuda", index) for index in range(3))
+    assert [library.find(each)[0] for each in devices] == [old, new, old]
 
 
 @compiles

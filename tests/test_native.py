@@ -177,6 +177,20 @@ def test_the_package_comes_first_and_needs_no_sources(packaged, csrc, monkeypatc
     assert works(ask_again(monkeypatch)[0]) and not recwarn
 
 
+@compiles
+def test_who_compiled_it_does_not_matter(fresh, log, monkeypatch, recwarn):
+    first = native.library()[0]._name
+    monkeypatch.setenv("CXX", f"{os.environ['CXX']} -g")
+    assert ask_again(monkeypatch)[0]._name == first
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert ask_again(monkeypatch)[0]._name == first and links(log()) == 1 and not recwarn
+
+
+def test_a_library_for_lesser_cpus_is_of_no_use():
+    assert Cpu(("baseline", "some")).why_not(["baseline", "some", "more"]) is None
+    assert Cpu(("baseline", "some")).why_not(["baseline"]) == "it is for baseline, not for some"
+
+
 def test_reasons_without_a_compiler(fresh, csrc, monkeypatch, recwarn):
     monkeypatch.setenv("CXX", "no-such-compiler -O3")
     assert re.search(r"no working C\+\+ compiler .*no-such-compiler", native.library()[1])
@@ -229,7 +243,7 @@ def test_a_cache_that_cannot_be_written_is_a_reason(fresh, tmp_path, monkeypatch
 
 @compiles
 def test_a_torch_without_the_function(packaged, csrc, log, monkeypatch, recwarn):
-    Cpu(("baseline",)).build(packaged, csrc)
+    Cpu(instruction_sets()).build(packaged, csrc)
     monkeypatch.setattr(torch._C, "__file__", str(packaged))
     before = links(log())
     library, reason = native.library()

@@ -1,4 +1,5 @@
-"""Libraries that were built on first use: one for each version of the sources and kind of machine.
+"""Libraries that were built on first use: one for each version of the sources, kind of machine and
+compiler.
 
 Several processes may ask at the same time: one compiles, the others wait. A failure is remembered,
 so that not every process tries again.
@@ -6,11 +7,12 @@ so that not every process tries again.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -18,15 +20,30 @@ from pathlib import Path
 from .recipes import Compiler, Failure, NoLibrary, Recipe
 
 
-def place(recipe: Recipe, source: str) -> Path:
-    """Where the library of these sources is, apart from those of other machines with this home."""
+def home(source: str) -> Path:
+    """Where libraries of these sources are, apart from those of other machines with this home."""
     try:
         root = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     except RuntimeError as error:
         raise NoLibrary(f"there is no folder for it: {error}") from None
     libc = "".join(platform.libc_ver())
-    kind = (source[:16], sys.platform, platform.machine(), libc, *recipe.key)
-    return root / "rnnkit" / "-".join(filter(None, kind)) / recipe.library
+    kind = (source[:16], sys.platform, platform.machine(), libc)
+    return root / "rnnkit" / "-".join(filter(None, kind))
+
+
+def place(recipe: Recipe, source: str) -> Path:
+    """Where this compiler's library is, whose failures say nothing of others'."""
+    compiler = hashlib.sha256(repr(recipe.compiler).encode()).hexdigest()[:8]
+    return home(source) / "-".join((*recipe.processors, compiler)) / recipe.library
+
+
+def libraries(recipe: Recipe, source: str, processors: Sequence[str] = ()) -> list[Path]:
+    """Those of all compilers, for these processors or for any; the newest first, since it was
+    compiled where none of the others was of use.
+    """
+    folders = "-".join((*processors, "*"))
+    found = home(source).glob(f"{folders}/{recipe.library}")
+    return sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
 
 
 @contextmanager

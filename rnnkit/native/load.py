@@ -12,9 +12,10 @@ import os
 import struct
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from . import cache
 from .recipes import Failure, NoLibrary, Recipe, check_allowed
@@ -23,7 +24,8 @@ PACKAGE = Path(__file__).resolve().parents[1]
 # In a wheel, and in a checkout.
 SOURCES = (PACKAGE / "csrc", PACKAGE.parent / "csrc")
 
-Found = tuple[ctypes.CDLL | None, str | None]
+Attempt = ctypes.CDLL | None
+Found = tuple[Attempt, str | None]
 
 _lock = threading.Lock()
 _found: dict[str, Found] = {}
@@ -55,6 +57,7 @@ class Loader:
         self.recipe = recipe
         self.csrc = next((folder for folder in SOURCES if recipe.sources(folder)), None)
         self.source = None if self.csrc is None else recipe.source_hash(self.csrc)
+        self.reasons: list[str] = []
 
     def check(self) -> None:
         """Raises where no library could be started."""
@@ -67,26 +70,42 @@ class Loader:
 
         Warns of what the user should know: a library that cannot be used, a compiler that failed.
         """
-        reasons = []
-        for where in (self.packaged, self.cached, self.compiled if compile else self.promised):
-            try:
-                found = where()
-            except Failure as error:
-                about = f"rnnkit's {self.recipe.kernels} kernels: {error}"
-                warnings.warn(about, RuntimeWarning, stacklevel=5)
-                reasons.append(str(error))
-            except (NoLibrary, OSError) as error:
-                reasons.append(str(error))
-            else:
-                if found is not None:
-                    return found, None
-        return None, f"its library is not there: {'; '.join(dict.fromkeys(reasons))}"
+        new = self.compiled if compile else self.promised
+        for where in (self.packaged, self.cached, new, self.left):
+            if found := self.attempt(where):
+                return found, None
+        return None, f"its library is not there: {'; '.join(dict.fromkeys(self.reasons))}"
 
-    def packaged(self) -> ctypes.CDLL | None:
+    def attempt(self, where: Callable[..., Attempt], *arguments: Any) -> Attempt:
+        """What is found there; or the reason is noted."""
+        try:
+            return where(*arguments)
+        except (NoLibrary, OSError) as error:
+            reason = str(error)
+            if isinstance(error, Failure) and reason not in self.reasons:
+                about = f"rnnkit's {self.recipe.kernels} kernels: {reason}"
+                warnings.warn(about, RuntimeWarning, stacklevel=6)
+            self.reasons.append(reason)
+            return None
+
+    def packaged(self) -> Attempt:
         return self.started(PACKAGE / "native" / self.recipe.library)
 
-    def cached(self) -> ctypes.CDLL | None:
-        return None if self.source is None else self.started(cache.place(self.recipe, self.source))
+    def cached(self) -> Attempt:
+        """For the processors that it would be compiled for; by any compiler: it takes minutes to
+        compile the same again.
+        """
+        return self.first(self.recipe.processors)
+
+    def left(self) -> Attempt:
+        """Any that can be used: where none can be compiled, nobody may know what would be."""
+        return self.first()
+
+    def first(self, processors: Sequence[str] = ()) -> Attempt:
+        if self.source is None:
+            return None
+        paths = cache.libraries(self.recipe, self.source, processors)
+        return next(filter(None, (self.attempt(self.started, path) for path in paths)), None)
 
     def compilable(self) -> tuple[Path, Path]:
         """Where it would be compiled to and of what; or raises with the reason why not."""
@@ -98,7 +117,7 @@ class Loader:
         self.check()
         return path, self.csrc
 
-    def compiled(self) -> ctypes.CDLL | None:
+    def compiled(self) -> Attempt:
         path, csrc = self.compilable()
         with cache.locked(path.parent):
             with suppress(Failure):
@@ -112,7 +131,7 @@ class Loader:
         self.compilable()
         raise NoLibrary(f"it is compiled when it is first used ({self.recipe.duration})")
 
-    def started(self, path: Path) -> ctypes.CDLL | None:
+    def started(self, path: Path) -> Attempt:
         """Loads and starts a library, if the file is there and this machine can use it."""
         if not path.exists():
             return None

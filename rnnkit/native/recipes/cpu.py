@@ -76,10 +76,6 @@ class Cpu(Recipe):
         return self.instruction_sets
 
     @property
-    def key(self) -> tuple[str, ...]:
-        return (self.instruction_sets[-1],)
-
-    @property
     def duration(self) -> str:
         return "about a minute"
 
@@ -91,3 +87,7 @@ class Cpu(Recipe):
             for storage in STORAGE
         ]
         return [("library", has), *(("kernels", options) for options in kernels)]
+
+    def why_not(self, processors: Sequence[str]) -> str | None:
+        best = self.instruction_sets[-1]
+        return None if best in processors else f"it is for {', '.join(processors)}, not for {best}"

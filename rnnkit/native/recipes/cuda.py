@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import shlex
@@ -120,11 +119,6 @@ class Cuda(Recipe):
     @property
     def processors(self) -> tuple[str, ...]:
         return tuple(map(str, self.architectures))
-
-    @property
-    def key(self) -> tuple[str, ...]:
-        version = hashlib.sha256(self.compiler.version.encode()).hexdigest()
-        return (*self.processors, f"nvcc{version[:8]}")
 
     @property
     def duration(self) -> str:

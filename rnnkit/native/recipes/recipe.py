@@ -40,11 +40,6 @@ class Recipe(ABC):
 
     @property
     @abstractmethod
-    def key(self) -> tuple[str, ...]:
-        """What tells it from libraries of the same sources in the same cache."""
-
-    @property
-    @abstractmethod
     def duration(self) -> str:
         """How long it takes, in words."""
 
