@@ -295,22 +295,35 @@ def test_what_the_compiler_refuses_is_remembered(package, csrc, log, monkeypatch
     assert re.search(r"kernels.cu:1:.*no_such_name", library.find(GPU)[1])
     (warned,) = (str(warning.message) for warning in recwarn.list)
     assert warned.startswith("rnnkit's CUDA kernels: ") and "no_such_name" in warned
-    recwarn.clear()
     tried = len(log())
     have_gpus(monkeypatch, (9, 0))
-    reason = library.find(GPU)[1]
+    with pytest.warns(RuntimeWarning, match="no_such_name"):
+        reason = library.find(GPU)[1]
     assert "no_such_name" in reason and "failure.txt" in reason
     have_gpus(monkeypatch, (9, 0))
-    assert library.look() == reason
-    assert not recwarn and len(log()) == tried
+    with pytest.warns(RuntimeWarning, match="no_such_name"):
+        assert library.look() == reason
+    assert len(log()) == tried
 
 
 @compiles
 def test_a_driver_that_runs_nothing(package, csrc, log, monkeypatch):
-    path = csrc / "cuda" / "library.cu"
-    path.write_text(path.read_text().replace("return 0;", "return 35;"))
-    with pytest.warns(RuntimeWarning, match="the driver is too old"):
-        assert "the driver is too old" in library.find(GPU)[1]
+    """Its machine neither compiles again nor takes the library from those that share its cache."""
+    path, here = csrc / "cuda" / "library.cu", package / "older"
+    driver = f'return std::system("test ! -e {here}") ? 35 : 0;'
+    path.write_text("#include <cstdlib>\n" + path.read_text().replace("return 0;", driver))
+    found = library.find(GPU)
+    assert found[1] is None
+    tried = len(log())
+    here.touch()
+    for _ in range(2):
+        have_gpus(monkeypatch, (9, 0))
+        with pytest.warns(RuntimeWarning, match="the driver is too old") as warned:
+            assert "the driver is too old" in library.find(GPU)[1]
+        assert len(warned) == 1
+    here.unlink()
+    have_gpus(monkeypatch, (9, 0))
+    assert library.find(GPU) == found and len(log()) == tried
 
 
 def test_reasons(package, monkeypatch, recwarn):

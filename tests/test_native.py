@@ -14,7 +14,8 @@ from tiny_library import LIBRARY, compiles, works, write_sources
 
 from rnnkit import native
 from rnnkit.native import cache, load
-from rnnkit.native.recipes import Cpu
+from rnnkit.native.recipes import Cpu, Refusal
+from rnnkit.native.recipes.compiler import run
 from rnnkit.native.recipes.cpu import LINK_FLAGS, find_compiler, instruction_sets
 
 
@@ -218,9 +219,45 @@ def test_what_the_compiler_refuses_is_remembered(fresh, csrc, log, monkeypatch, 
     tried = len(log())
     library, reason = ask_again(monkeypatch)
     assert library is None and "no_such_name" in reason and "failure.txt" in reason
-    assert not recwarn and log()[tried:] == ["--version"]
+    (warned,) = (str(warning.message) for warning in recwarn.list)
+    assert warned == f"rnnkit's CPU kernels: {reason.removeprefix('its library is not there: ')}"
+    assert log()[tried:] == ["--version"]
     monkeypatch.setenv("CXX", f"{os.environ['CXX']} -Dno_such_name=0")  # another compiler
     assert works(ask_again(monkeypatch)[0])
+
+
+# What a compiler does that says nothing of the sources.
+PASSING = {
+    "signal": "kill -9 $$",
+    "signal of a part": "echo 'nvcc error : cicc died due to signal 9 (Kill signal)' >&2; exit 1",
+    "full disk": "echo $csrc/cpu/kernels.cpp:1:1: fatal error: error writing to /tmp/x >&2; exit 1",
+    "no g++": "echo '/usr/include/host_config.h:1:2: error: unsupported GNU version' >&2; exit 1",
+    "no such GPU": "echo 'nvcc fatal : Unsupported gpu architecture compute_120' >&2; exit 1",
+}
+
+
+@compiles
+@pytest.mark.parametrize("how", PASSING)
+def test_what_passes_is_not_remembered(how, fresh, csrc, log, tmp_path, monkeypatch):
+    wrapper = Path(os.environ["CXX"])
+    works_again = wrapper.read_text()
+    fails = f'csrc={csrc}\ncase "$1" in --version) ;; *) {PASSING[how]} ;; esac\nexec'
+    wrapper.write_text(works_again.replace("exec", fails))
+    with pytest.warns(RuntimeWarning, match="rnnkit's CPU kernels: .* failed"):
+        assert native.library()[0] is None
+    wrapper.write_text(works_again)
+    assert works(ask_again(monkeypatch)[0])
+
+
+def test_what_is_said_of_the_sources(tmp_path):
+    for said in (
+        f"{tmp_path}/cuda/kernels.cu(12): error: identifier is undefined",
+        f"{tmp_path}/cpu/kernels.cpp:1:27: error: was not declared",
+        "ptxas error   : Entry function uses too much shared data",
+        "ptxas /tmp/some.ptx, line 5; error   : Feature requires sm_90",
+    ):
+        with pytest.raises(Refusal, match=re.escape(said)):
+            run(["sh", "-c", f"echo '{said}' >&2; exit 1"], tmp_path)
 
 
 @compiles

@@ -1,8 +1,8 @@
 """Libraries that were built on first use: one for each version of the sources, kind of machine and
 compiler.
 
-Several processes may ask at the same time: one compiles, the others wait. A failure is remembered,
-so that not every process tries again.
+Several processes may ask at the same time: one compiles, the others wait. What a compiler refuses
+is remembered, so that not every process tries again.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
-from .recipes import Compiler, Failure, NoLibrary, Recipe
+from .recipes import Failure, NoLibrary, Recipe, Refusal
 
 
 def home(source: str) -> Path:
@@ -63,35 +63,26 @@ def locked(folder: Path) -> Iterator[None]:
                 fcntl.flock(file, fcntl.LOCK_UN)
 
 
-def check_not_failed(path: Path, compiler: Compiler) -> None:
-    """Raises anew what this compiler failed by."""
-    note = failure(path)
-    who, _, what = note.read_text().partition("\n") if note.exists() else ("", "", "")
-    if who == repr(compiler):
-        raise NoLibrary(f"{what} (from {note}: without this file it is tried again)")
+def check_not_refused(path: Path) -> None:
+    """Raises anew what the compiler of that library refused."""
+    note = refusal(path)
+    if note.exists():
+        raise Failure(f"{note.read_text()} (from {note}: without this file it is tried again)")
 
 
-def failure(path: Path) -> Path:
+def refusal(path: Path) -> Path:
     return path.with_name("failure.txt")
 
 
-@contextmanager
-def remembering(path: Path, compiler: Compiler) -> Iterator[None]:
-    """Lets a compiler try once: what it failed by is raised again, without another try."""
-    check_not_failed(path, compiler)
-    try:
-        yield
-    except Failure as error:
-        failure(path).write_text(f"{compiler!r}\n{error}")
-        path.unlink(missing_ok=True)
-        raise
-    failure(path).unlink(missing_ok=True)
-
-
 def fill(path: Path, csrc: Path, recipe: Recipe) -> None:
-    """Builds the library and says so, since the user waits."""
+    """Builds the library, if the compiler has not refused to, and says so, since the user waits."""
+    check_not_refused(path)
     say = partial(print, file=sys.stderr, flush=True)
     say(f"rnnkit: compiling its {recipe.kernels} kernels, once ({recipe.duration}) ...")
     start = time.monotonic()
-    recipe.build(path, csrc)
+    try:
+        recipe.build(path, csrc)
+    except Refusal as error:
+        refusal(path).write_text(str(error))
+        raise
     say(f"rnnkit: compiled in {time.monotonic() - start:.0f} s")

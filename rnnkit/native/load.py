@@ -113,19 +113,25 @@ class Loader:
             raise NoLibrary("the package has neither it nor its sources")
         check_allowed()
         path = cache.place(self.recipe, self.source)
-        cache.check_not_failed(path, self.recipe.compiler)
+        cache.check_not_refused(path)
         self.check()
         return path, self.csrc
 
     def compiled(self) -> Attempt:
         path, csrc = self.compilable()
         with cache.locked(path.parent):
-            with suppress(Failure):
-                if found := self.started(path):
-                    return found  # another process has built it meanwhile
-            with cache.remembering(path, self.recipe.compiler):
+            # Another process may have built it meanwhile; or it cannot be started here, where a new
+            # one could not either, and other machines may use it.
+            if not self.whole(path):
                 cache.fill(path, csrc, self.recipe)
-                return self.started(path)
+            return self.started(path)
+
+    def whole(self, path: Path) -> bool:
+        """Whether a file is what would be compiled, as far as can be told without loading it."""
+        with suppress(NoLibrary, OSError):
+            refuse_part(path)
+            return str(self.source).encode() in path.read_bytes()
+        return False
 
     def promised(self) -> None:
         self.compilable()

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import NamedTuple
 
 
@@ -17,7 +18,11 @@ class NoLibrary(Exception):
 
 
 class Failure(NoLibrary):
-    """What went wrong, and would again: the user should know."""
+    """What went wrong: the user should know."""
+
+
+class Refusal(Failure):
+    """What a compiler says of the sources, and would again: no full disk, no signal, no g++."""
 
 
 class Compiler(NamedTuple):
@@ -46,8 +51,8 @@ def first_working(names: Sequence[str]) -> Compiler | None:
     return None
 
 
-def run(command: list[str]) -> None:
-    """Runs the compiler; raises with the first of its errors."""
+def run(command: list[str], csrc: Path) -> None:
+    """Runs the compiler on sources in a folder; raises with the first of its errors."""
     # In English, so that errors are found by the word.
     environment = os.environ | {"LC_ALL": "C"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
@@ -56,4 +61,6 @@ def run(command: list[str]) -> None:
         words = re.compile("error|fatal|undefined|multiple|duplicate")
         errors = [line for line in lines if words.search(line)] or lines
         said = "\n  ".join(errors[:3]) or f"exit status {done.returncode}"
-        raise Failure(f"{command[0]} failed:\n  {said}")
+        of_sources = rf"{re.escape(str(csrc))}/\S+(\(\d+\)|:\d+:\d+): error\b|ptxas .*\berror\b"
+        refused = any(re.match(of_sources, line) for line in errors)
+        raise (Refusal if refused else Failure)(f"{command[0]} failed:\n  {said}")

@@ -8,6 +8,7 @@ import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -92,8 +93,10 @@ class Recipe(ABC):
             folder = Path(name)
             compiles, link = self.commands(csrc, folder)
             with ThreadPoolExecutor(os.cpu_count()) as pool:
-                list(pool.map(run, compiles))  # the first error cancels what has not started
-            run(link)
+                list(
+                    pool.map(partial(run, csrc=csrc), compiles)
+                )  # the first error cancels what has not started
+            run(link, csrc)
             if self.source_hash(csrc) != before:
                 raise NoLibrary(f"{csrc} changed while it was compiled")
             with open(folder / self.library, "rb") as file:
