@@ -98,7 +98,7 @@ def ask(barrier, results):
 
 
 @compiles
-def test_of_two_processes_one_builds(fresh, log):
+def test_of_two_processes_one_builds(fresh, log, capfd):
     context = multiprocessing.get_context("fork")
     barrier, results = context.Barrier(2), context.Queue()
     both = [context.Process(target=ask, args=(barrier, results), daemon=True) for _ in range(2)]
@@ -108,6 +108,8 @@ def test_of_two_processes_one_builds(fresh, log):
     for process in both:
         process.join()
     assert links(log()) == 1
+    waits = "rnnkit: waiting for another process that compiles in "
+    assert capfd.readouterr().err.count(waits) == 1
 
 
 @compiles

@@ -14,7 +14,6 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from functools import partial
 from pathlib import Path
 
 from .recipes import Failure, NoLibrary, Recipe, Refusal
@@ -54,7 +53,11 @@ def locked(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "lock", "w") as file:
         with suppress(OSError):
-            fcntl.flock(file, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                say(f"rnnkit: waiting for another process that compiles in {folder} ...")
+                fcntl.flock(file, fcntl.LOCK_EX)
         try:
             yield
         finally:
@@ -75,9 +78,8 @@ def refusal(path: Path) -> Path:
 
 
 def fill(path: Path, csrc: Path, recipe: Recipe) -> None:
-    """Builds the library, if the compiler has not refused to, and says so, since the user waits."""
+    """Builds the library, if the compiler has not refused to, and says so."""
     check_not_refused(path)
-    say = partial(print, file=sys.stderr, flush=True)
     say(f"rnnkit: compiling its {recipe.kernels} kernels, once ({recipe.duration}) ...")
     start = time.monotonic()
     try:
@@ -86,3 +88,8 @@ def fill(path: Path, csrc: Path, recipe: Recipe) -> None:
         refusal(path).write_text(str(error))
         raise
     say(f"rnnkit: compiled in {time.monotonic() - start:.0f} s")
+
+
+def say(what: str) -> None:
+    """To the user, who waits."""
+    print(what, file=sys.stderr, flush=True)
