@@ -371,13 +371,25 @@ def explain(module: torch.nn.Module, *args: Any, **kwargs: Any) -> None:
     for decision in decisions:
         print(f"{decision.problem}: {decision.backend}")
         for name in BACKENDS:
-            reason = dict(decision.reasons).get(name) or why_not(name, decision.problem)
+            reason, unknown = dict(decision.reasons).get(name), may_compile(name, decision)
+            if reason is None:
+                reason = UNKNOWN if unknown else why_not(name, decision.problem)
             if name != decision.backend:
                 print(f"  not {name}: {reason or 'comes later in the order of preference'}")
             noted = getattr(load(name, decision.problem.operator)[0], "note", None)
-            said = None if noted is None else noted(decision.problem)
+            said = None if noted is None or unknown else noted(decision.problem)
             if said is not None:
                 print(f"  {name}: {said}")
+
+
+UNKNOWN = "another was chosen before it was asked, and to answer it may compile for minutes"
+
+
+def may_compile(name: str, decision: Decision) -> bool:
+    """Whether a backend, asked for more than was decided by, may compile what nothing needs."""
+    problem = decision.problem
+    scans = isinstance(problem, Problem) and problem.device.type == "cuda"
+    return scans and name == "cuda" != decision.backend
 
 
 def plain_arithmetic(device: torch.device) -> AbstractContextManager[Any]:

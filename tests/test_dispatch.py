@@ -13,6 +13,7 @@ import rnnkit
 from rnnkit import dispatch
 from rnnkit.cells import CELLS
 from rnnkit.cpu.library import functions
+from rnnkit.cuda import library
 from rnnkit.ops.sequence import Inputs
 from rnnkit.torch_kernels import scan as torch_scan
 from rnnkit.triton.fit import choose_form
@@ -198,6 +199,23 @@ def test_explain(monkeypatch, capsys):
         "lstm_peephole T=4 B=2 N=1 H=5 float32 on cpu: reference",
         "  not torch: torch.nn has no cell 'lstm_peephole'",
     ]
+
+
+@pytest.mark.parametrize("reason", [None, "another one is faster"])
+def test_explain_compiles_nothing_that_was_not_needed(reason, monkeypatch, capsys):
+    kept = {name: dispatch.BACKENDS[name] for name in ("cuda", "reference")}
+    monkeypatch.setattr(dispatch, "BACKENDS", kept)
+    monkeypatch.setattr(library, "find", None)
+    sizes = {"T": T, "B": B, "N": 1, "H": H, "runs": 1, "backward": False}
+    problem = dispatch.Problem("lstm", dtype=torch.half, device=torch.device("cuda"), **sizes)
+    reasons = (("cuda", reason),) if reason else ()
+    decision = dispatch.Decision(problem, "reference", reasons)
+    monkeypatch.setattr(dispatch, "_forced", "reference")
+    rnnkit.explain(lambda: dispatch.record(decision))
+    assert f"  not cuda: {reason or dispatch.UNKNOWN}\n" in capsys.readouterr().out
+    norm = on_gpu("layer_norm", M=8, N=1024)
+    rnnkit.explain(lambda: dispatch.record(dispatch.Decision(norm, "reference", ())))
+    assert "  not cuda: it has no kernels for layer_norm\n" in capsys.readouterr().out
 
 
 def test_explain_names_every_backend(capsys):
