@@ -326,6 +326,19 @@ def test_a_driver_that_runs_nothing(package, csrc, log, monkeypatch):
     assert library.find(GPU) == found and len(log()) == tried
 
 
+@compiles
+@pytest.mark.parametrize(("known", "built"), [(11, False), (12, True), (13, True), (None, True)])
+def test_nothing_is_compiled_that_the_driver_could_not_run(
+    known, built, package, log, tmp_path, monkeypatch, recwarn
+):
+    write_nvcc(tmp_path / "cuda", "Cuda compilation tools, release 12.4, V12.4.131")
+    monkeypatch.setattr(library, "driver", lambda: known)
+    reason = library.find(GPU)[1]
+    assert (reason is None, bool(log())) == (built, built)
+    expected = "nvcc is of CUDA 12, the driver runs libraries up to 11"
+    assert built or (expected in reason and expected in str(recwarn.pop().message))
+
+
 def test_reasons(package, monkeypatch, recwarn):
     monkeypatch.setenv("CUDA_PATH", "/no/such/folder")
     reason = library.find(GPU)[1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import re
 from collections.abc import Iterable
 from functools import lru_cache
 from itertools import takewhile
@@ -13,7 +14,7 @@ import torch
 from .. import cells
 from ..native import load
 from ..native.arguments import Arguments
-from ..native.recipes import Cuda, NoLibrary
+from ..native.recipes import Cuda, Failure, NoLibrary
 from ..native.recipes.cuda import KINDS, OLDEST, Capability
 from .arguments import Form
 from .plan import FORMS
@@ -121,7 +122,23 @@ def look() -> str:
     return "; ".join(sorted(set(said)))
 
 
+def driver() -> int | None:
+    """The major version of CUDA up to which the driver runs libraries; None without a driver."""
+    version = ctypes.c_int()
+    try:
+        ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version))
+    except OSError:
+        return None
+    return version.value // 1000
+
+
 class Loader(load.Loader):
+    def check(self) -> None:
+        release = re.search(r"release (\d+)", self.recipe.compiler.version)
+        known = driver()
+        if release and known and int(release[1]) > known:
+            raise Failure(f"nvcc is of CUDA {release[1]}, the driver runs libraries up to {known}")
+
     def start(self, library: ctypes.CDLL) -> None:
         library.rnnkit_error.restype = ctypes.c_char_p
         code = library.rnnkit_ready()

@@ -66,7 +66,7 @@ class Loader:
         """Gives a library what it needs."""
 
     def search(self, compile: bool = True) -> Found:
-        """The first library that can be used: the package's, the cache's or a new one.
+        """The first library that can be used: the package's, the cache's, a new one or any left.
 
         Warns of what the user should know: a library that cannot be used, a compiler that failed.
         """
