@@ -93,9 +93,8 @@ class Recipe(ABC):
             folder = Path(name)
             compiles, link = self.commands(csrc, folder)
             with ThreadPoolExecutor(os.cpu_count()) as pool:
-                list(
-                    pool.map(partial(run, csrc=csrc), compiles)
-                )  # the first error cancels what has not started
+                # The first error cancels what has not started.
+                list(pool.map(partial(run, csrc=csrc), compiles))
             run(link, csrc)
             if self.source_hash(csrc) != before:
                 raise NoLibrary(f"{csrc} changed while it was compiled")
