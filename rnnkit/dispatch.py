@@ -202,14 +202,17 @@ def torch_before_reference(problem: Asked) -> bool:
 @lru_cache(4096)
 def decide(problem: Any, forced: str | None) -> Decision:
     """The first backend that can run the problem, or the forced one; or raises with all reasons."""
+    # Of the others none is asked then: to answer may take minutes' compiling.
+    if forced is not None and why_not(forced, problem) is None:
+        return Decision(problem, forced, ())
     reasons: list[tuple[str, str]] = []
     for name in BACKENDS:
         checks = [why_not, slower] if forced is None else [why_not]
         if name == "cuda":
-            checks.reverse()  # to find out that it could may take a minute's compiling
+            checks.reverse()  # for the same reason
         reason = next(filter(None, (check(name, problem) for check in checks)), None)
-        if reason is None and name == (forced or name):
-            if name == "reference" and forced is None and torch_before_reference(problem):
+        if reason is None and forced is None:
+            if name == "reference" and torch_before_reference(problem):
                 name = "torch"
             return Decision(problem, name, tuple(reasons))
         if reason is not None:

@@ -218,6 +218,17 @@ def test_explain_compiles_nothing_that_was_not_needed(reason, monkeypatch, capsy
     assert "  not cuda: it has no kernels for layer_norm\n" in capsys.readouterr().out
 
 
+def test_a_forced_backend_is_the_only_one_asked(monkeypatch):
+    """Another might compile its kernels to answer."""
+    asked = []
+    why_not = dispatch.why_not
+    monkeypatch.setattr(dispatch, "why_not", lambda *v: asked.append(v[0]) or why_not(*v))
+    dispatch.decide.cache_clear()
+    with rnnkit.backend("reference"):
+        rnnkit.LSTM(I, H)(randn(T, B, I).float())
+    assert set(asked) == {"reference"}
+
+
 def test_explain_names_every_backend(capsys):
     for variant in VARIANTS:
         rnnkit.explain(variant.layer(I, H), randn(T, B, I), lengths=torch.tensor([4, 1]))
