@@ -86,8 +86,7 @@ def passes(backend: Any, inputs: Inputs, timer: Timer) -> tuple[float, float]:
         scan_backward = partial(backend.scan_backward, inputs, prev, n, scale, *arriving)
         return seconds(lambda: backend.scan(inputs)), seconds(scan_backward)
     keeps = cuda.keeps(inputs)
-    more = cuda.ACTIVATED if keeps else {}
-    given = *cuda.summed_up(inputs, n), scale, (output, cells), arriving, more
+    given = *cuda.summed_up(inputs, n), scale, (output, cells), arriving, keeps
     forward = cuda.scan_and_keep if keeps else cuda.scan
     return seconds(partial(forward, inputs)), seconds(partial(cuda.backward, *given))
 

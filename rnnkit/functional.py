@@ -210,7 +210,9 @@ def layer_problem(
         first.ih.shape[0] // equations.gates // heads,
         input.dtype,
         input.device,
-        backward=dispatch.recorded(input, *(state or ()), *(v for w in weights for v in w.all)),
+        # Asked first: to list all parameters takes the host longer.
+        backward=torch.is_grad_enabled()
+        and dispatch.recorded(input, *(state or ()), *(v for w in weights for v in w.all)),
         runs=len(reverse),
         forward_mode=dispatch.in_forward_mode(),
         extras=(*asked, *(name for name, present in more.items() if present)),

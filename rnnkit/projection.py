@@ -39,6 +39,7 @@ class Weights(NamedTuple):
 
     @property
     def all(self) -> tuple[Tensor | None, ...]:
+        """Each tensor, those of `own` among them."""
         return *self[:5], *self.own, *self[6:]
 
     def heads(self, cell: Cell) -> int:

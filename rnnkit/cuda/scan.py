@@ -155,12 +155,8 @@ def scan_and_keep(inputs: Inputs) -> tuple[Found, Tensor]:
     count = summed_gates(inputs)
     T, B, N, G, H = inputs.x.shape
     products = inputs.x.new_empty(T, B, N, G - count, H)
-    kept = {"summed": count, "products": native.address(products)} | ACTIVATED
+    kept = {"summed": count, "products": native.address(products), "activated": 1}
     return forward(ready(inputs), kept), products
-
-
-# Of the kernels that do so (csrc/cuda/step.h).
-ACTIVATED = {"activated": 1}
 
 
 def forward(inputs: Inputs, more: dict[str, int]) -> Found:
@@ -175,7 +171,7 @@ def gradients(inputs: Inputs, states: States, kept: None, arriving: Arriving) ->
     """dx, dw, db, ds0 and dp; states: output and cells."""
 
     def scan_backward(inputs: Inputs, prev: Tensor, n: Tensor, scale: Any, *arriving: Any) -> Any:
-        return backward(*summed_up(inputs, n), scale, states, arriving, {})
+        return backward(*summed_up(inputs, n), scale, states, arriving, False)
 
     every = states[0], *states[1].unbind()
     return gradients_around(scan_backward, inputs, every, arriving)
@@ -199,9 +195,9 @@ def backward(
     scale: Tensor | None,
     states: States,
     arriving: Arriving,
-    more: dict[str, int],
+    activated: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """dx, dr, ds0 and dp, of inputs that are ready; `more`: arguments of the scan."""
+    """dx, dr, ds0 and dp, of inputs that are ready; activated: whether `scan_and_keep` left x."""
     x, cell, (_, B, N, _, H) = inputs.x, inputs.equations, inputs.x.shape
     dx = x.new_empty(x.shape)
     dr = dx if cell.additive else x.new_empty(x.shape)
@@ -212,7 +208,8 @@ def backward(
     given |= dict(zip(("output", "cells"), states, strict=True))
     given |= dict(zip(("doutput", "dcells", "dlast"), arriving, strict=True))
     dense = {name: native.dense(v) for name, v in given.items()} | {"dx": dx, "ds0": ds0, "dp": dp}
-    launch(inputs, True, more | {name: native.address(v) for name, v in dense.items()}, dr)
+    more = {name: native.address(v) for name, v in dense.items()}
+    launch(inputs, True, more | {"activated": activated}, dr)
     return dx, dr, ds0, dp.sum(0).to(x.dtype) if rows else x.new_empty(N, 0, H)
 
 
@@ -254,7 +251,7 @@ def layer_backward(
         return backward_by_torch(projection, inputs, states, kept, arriving, wanted)
     full, (products,) = in_full(inputs, inputs.x), kept
     assert products is not None
-    dx, dr, ds0, dp = backward(ready(full), products, None, states, arriving, ACTIVATED)
+    dx, dr, ds0, dp = backward(ready(full), products, None, states, arriving, True)
     dw, db = contract_states(full, dr, states[0]), of_bias(full, dr)
     return through_projection(projection, inputs, (dx, dw, db, ds0, dp), wanted)
 
